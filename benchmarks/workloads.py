@@ -1,0 +1,139 @@
+"""The workloads, the same code for every peer.
+
+W1  one run with one step after another, each awaited: what a caller waits
+W2  runs of one step, 100 at once: what a server gets through
+W3  one run of many steps in sequence: what a durable step costs
+W4s one run of many steps at once: how well commits are shared
+W5  runs of 10 steps, killed with SIGKILL when 5 of each are recorded: how long until all have ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+from benchmarks.effects import RECORDED, STEPS, effects
+
+CONCURRENCY = 100
+FULL = {"W1": 500, "W2": 2_000, "W3": 2_000, "W4s": 1_000, "W5": 1_000}
+QUICK = {"W1": 100, "W2": 400, "W3": 400, "W4s": 200, "W5": 100}
+RESULT_OF_TEN = sum(range(STEPS))
+
+Figures = dict[str, float]
+
+
+class Peer(Protocol):
+    """What is measured: an open engine that knows the bodies `one`, `sequence`, `fan`, `five` and `ten`."""
+
+    async def run(self, body: str, argument: int) -> int:
+        """Start one run, wait until it has ended, return its result."""
+        ...
+
+    async def begin(self, argument: int) -> str:
+        """Start one run of `ten`; return its id as soon as it is durable."""
+        ...
+
+    async def recovered(self, run_ids: list[str]) -> list[int]:
+        """Wait until these runs, begun by a process that died, have ended."""
+        ...
+
+
+Open = Callable[[Path], AbstractAsyncContextManager[Peer]]
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def latency(seconds: list[float]) -> Figures:
+    return {"p50 ms": quantile(seconds, 0.5) * 1e3, "p99 ms": quantile(seconds, 0.99) * 1e3}
+
+
+async def one_after_another(peer: Peer, count: int) -> Figures:
+    seconds = []
+    for i in range(count):
+        began = perf_counter()
+        result = await peer.run("one", i)
+        seconds.append(perf_counter() - began)
+        assert result == i + 1, result
+    return latency(seconds)
+
+
+async def many_at_once(peer: Peer, count: int) -> Figures:
+    numbers = iter(range(count))
+    results: dict[int, int] = {}
+
+    async def client() -> None:
+        for i in numbers:
+            results[i] = await peer.run("one", i)
+
+    began = perf_counter()
+    await asyncio.gather(*(client() for _ in range(CONCURRENCY)))
+    took = perf_counter() - began
+    assert results == {i: i + 1 for i in range(count)}
+    return {"runs/s": count / took}
+
+
+async def steps(peer: Peer, body: str, count: int) -> Figures:
+    began = perf_counter()
+    result = await peer.run(body, count)
+    took = perf_counter() - began
+    assert result == count * (count + 1) // 2, result
+    return {"steps/s": count / took}
+
+
+async def until_killed(peer: Peer, count: int, directory: Path) -> Figures:
+    run_ids = await asyncio.gather(*(peer.begin(i) for i in range(count)))
+    (directory / "run_ids.json").write_text(json.dumps(run_ids))
+    while effects.blocked < count:
+        await asyncio.sleep(0.01)
+    print("READY", flush=True)
+    await asyncio.Event().wait()
+    return {}
+
+
+async def undisturbed(peer: Peer, count: int) -> Figures:
+    began = perf_counter()
+    results = await asyncio.gather(*(peer.run("five", i) for i in range(count)))
+    took = perf_counter() - began
+    assert results == [sum(range(RECORDED))] * count
+    return {"undisturbed s": took}
+
+
+async def measure(opened: Open, workload: str, directory: Path, count: int) -> Figures:
+    """Run one workload on one peer; the warm-up is not measured."""
+    plain: dict[str, Callable[[Peer], Awaitable[Figures]]] = {
+        "W1": lambda peer: one_after_another(peer, count),
+        "W2": lambda peer: many_at_once(peer, count),
+        "W3": lambda peer: steps(peer, "sequence", count),
+        "W4s": lambda peer: steps(peer, "fan", count),
+        "W5-undisturbed": lambda peer: undisturbed(peer, count),
+        "W5-crash": lambda peer: until_killed(peer, count, directory),
+    }
+    if workload == "W5-recover":
+        return await recover(opened, directory)
+    if workload == "W5-crash":
+        effects.open(directory / "effects", block=True)
+    async with opened(directory) as peer:
+        assert await peer.run("one", 0) == 1
+        return await plain[workload](peer)
+
+
+async def recover(opened: Open, directory: Path) -> Figures:
+    """Time from the moment at which everything is imported until every run has ended."""
+    effects.open(directory / "effects", block=False)
+    run_ids = json.loads((directory / "run_ids.json").read_text())
+    began = perf_counter()
+    async with opened(directory) as peer:
+        results = await peer.recovered(run_ids)
+        took = perf_counter() - began
+        assert results == [RESULT_OF_TEN] * len(run_ids), results[:10]
+        # The clock of the whole process, which runs in the parent, stops at this line: closing is not part of recovery.
+        print(json.dumps({"after import s": took}), flush=True)
+    return {}

@@ -1,0 +1,226 @@
+"""`Durable`: the application. The composition root, and the only place that picks implementations.
+
+Law: it holds no rule of its own; it checks what it is given, chooses a store, and passes on to the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
+from durable.config import Config, Limits
+from durable.core.ids import is_run_id
+from durable.core.query import RunFilter
+from durable.core.status import Status
+from durable.engine.engine import Engine
+from durable.errors import ConfigError, RunNotFoundError
+from durable.store.base import Store, StoreHealth
+from durable.store.local import LocalStore
+from durable.tasks.decorators import Task
+from durable.tasks.handle import Event, Handle, RunInfo
+from durable.tasks.host import current_identity, enter_host, leave_host
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PAGE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """How much is going on.
+
+    Arguments:
+        loaded: runs that this process has in hand.
+        running: runs that hold a slot.
+        queued: runs that wait for one.
+        orphaned: runs whose task no imported module defines.
+        subscribers: live event streams.
+        health: how the store is.
+    """
+
+    loaded: int
+    running: int
+    queued: int
+    orphaned: int
+    subscribers: int
+    health: StoreHealth
+
+
+class Durable:
+    """An application: opens a store, goes on with every run that had not ended, and runs new ones.
+
+    Arguments:
+        target: a directory (log and SQLite in it), or a store.
+        limits: what is let in and how much runs at once.
+        config: all other settings.
+        observers: reserved for observers of records.
+        execute: False is for PostgreSQL: start and watch runs, run nothing.
+        test_mode: allows what `durable.testing` needs, such as simulated crashes.
+        clock: where the time comes from; tests put a virtual one here.
+        entropy: where randomness comes from.
+
+    Raises `ConfigError` for a target that cannot be one.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | Store = "./.durable",
+        *,
+        limits: Limits = Limits(),
+        config: Config = Config(),
+        observers: Iterable[object] = (),
+        execute: bool = True,
+        test_mode: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+        entropy: Entropy = SYSTEM_ENTROPY,
+    ) -> None:
+        if not isinstance(limits, Limits) or not isinstance(config, Config):
+            raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
+        if tuple(observers):
+            raise ConfigError("observers are not supported yet", key="observers")
+        if not execute:
+            raise ConfigError("execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute")
+        self.test_mode = test_mode
+        self._engine = Engine(_store_of(target, config, clock, entropy), config, limits, clock, entropy)
+        self.dead_letters = DeadLetters(self._engine)
+
+    async def open(self) -> Self:
+        """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
+        await self._engine.open()
+        enter_host(self._engine)
+        return self
+
+    async def close(self) -> None:
+        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store."""
+        leave_host(self._engine)
+        await self._engine.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def lifespan(self, asgi_app: object = None) -> AsyncIterator[None]:
+        """For web frameworks: `FastAPI(lifespan=app.lifespan)`."""
+        async with self:
+            yield
+
+    async def start(self, task: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Start a run; durable when it returns.
+
+        Raises `ValidationError`, `ConflictError`, `RefusedError`, `NotStorableError`, `StorageError`.
+        """
+        if not isinstance(task, Task):
+            raise ConfigError(f"start() takes a task, got {task!r}: decorate the function with @task", key="task")
+        definition = task.definition
+        run_id, key = await self._engine.start_run(definition, task.start_options, args, kwargs)
+        return Handle(self._engine, run_id, key, definition.facts.returns)
+
+    async def get(self, run_id: str) -> Handle[Any]:
+        """The run with this id. Raises `RunNotFoundError`."""
+        return self._handle(await self._engine.find_run(run_id))
+
+    async def find(self, key: str, *, user: str | None = None) -> Handle[Any] | None:
+        """The run that was started with this key: by `user`, else by the one of `run_as`, else by nobody in particular."""
+        identity = current_identity.get()
+        owner = user if user is not None or identity is None else identity.user
+        run = await self._engine.store.find_key(owner, key)
+        return None if run is None else self._handle(run)
+
+    def _handle(self, run: Any) -> Handle[Any]:
+        definition = self._engine.definition_of(run.task)
+        return Handle(self._engine, run.run_id, run.key, Any if definition is None else definition.facts.returns)
+
+    async def runs(
+        self,
+        *,
+        status: Status | str | Iterable[Status | str] | None = None,
+        task: Task[..., Any] | str | None = None,
+        user: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> AsyncIterator[RunInfo]:
+        """Runs in the order in which they were created; `after` is the id of the last one seen."""
+        wanted = None if status is None else frozenset(map(_status, [status] if isinstance(status, str) else status))
+        name = task.name if isinstance(task, Task) else task
+        left = limit
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            page = await self._engine.store.query(RunFilter(status=wanted, task=name, user=user, after=after, limit=size))
+            for run in page:
+                yield RunInfo.of(run)
+            if len(page) < size:
+                return
+            after = page[-1].run_id
+            left = None if left is None else left - size
+
+    async def subscribe(self, key_or_run_id: str, after: int = 0, *, steps: bool = False) -> AsyncIterator[Event]:
+        """The events of the run with this key or id. Raises `RunNotFoundError`."""
+        handle = await self.find(key_or_run_id)
+        if handle is None and is_run_id(key_or_run_id):
+            handle = await self.get(key_or_run_id)
+        if handle is None:
+            raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
+        async for event in handle.events(after, steps):
+            yield event
+
+    async def stats(self) -> Stats:
+        """How much is going on."""
+        return Stats(**self._engine.statistics(), health=self._engine.store.health())
+
+
+class DeadLetters:
+    """Runs that ended in failure after their last attempt, and were not retried or discarded since."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def list(self) -> AsyncIterator[RunInfo]:
+        """All dead letters, oldest first."""
+        after: str | None = None
+        while page := await self._engine.store.query(RunFilter(dead=True, after=after, limit=PAGE)):
+            for run in page:
+                yield RunInfo.of(run)
+            after = page[-1].run_id
+
+    async def retry(self, run_id: str) -> None:
+        """Let the run go on from the step that failed. Raises `RunNotFoundError`, `TransitionError`."""
+        await self._engine.retry_run(run_id)
+
+    async def discard(self, run_id: str) -> None:
+        """Take the run off the list; its history stays. Raises `RunNotFoundError`, `TransitionError`."""
+        await self._engine.discard_run(run_id)
+
+
+def _status(value: Status | str) -> Status:
+    try:
+        return Status(value)
+    except ValueError:
+        raise ConfigError(f"status {value!r} is none of {', '.join(Status)}", key="status") from None
+
+
+def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) -> Store:
+    """Choose the store that the target means."""
+    if isinstance(target, str | os.PathLike):
+        text = os.fspath(target)
+        if not isinstance(text, str) or not text:
+            raise ConfigError(f"Durable({target!r}): the target must be a directory, a URL or a store", key="target")
+        if "://" in text:
+            raise ConfigError(
+                f"Durable({text.split('://')[0]}://...): this version of durable keeps runs in a folder or in memory", key="target"
+            )
+        return LocalStore(Path(text), log=config.log, flush=config.flush, clock=clock, entropy=entropy)
+    if not all(hasattr(target, name) for name in ("open", "close", "commit", "find", "history", "query")):
+        raise ConfigError(f"Durable({target!r}): the target must be a directory, a URL or a store", key="target")
+    return target  # type: ignore[return-value]

@@ -1,0 +1,171 @@
+"""Settings: frozen, one class per part, checked when they are made.
+
+Law: a wrong value never gets further than the constructor, and the error names the key (`log.segment_bytes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from durable.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _require(condition: bool, key: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"setting {key!r} is {value!r}, but must be {rule}", key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """The write-ahead log.
+
+    Arguments:
+        segment_bytes: size to which each segment file is preallocated; a full segment is followed by a new one.
+        segment_age_seconds: a segment older than this is followed by a new one at the next append.
+        frame_bytes_max: largest single frame; bounds what one read may allocate.
+        low_water_bytes: with less free space than this on the disk, starts are refused with `StorageFullError`.
+    """
+
+    segment_bytes: int = 16 * MIB
+    segment_age_seconds: float = 3600.0
+    frame_bytes_max: int = 64 * MIB
+    low_water_bytes: int = 64 * MIB
+
+    def __post_init__(self) -> None:
+        _require(self.segment_bytes >= 4 * KIB, "log.segment_bytes", self.segment_bytes, "at least 4096")
+        _require(self.segment_age_seconds > 0, "log.segment_age_seconds", self.segment_age_seconds, "positive")
+        _require(self.frame_bytes_max >= KIB, "log.frame_bytes_max", self.frame_bytes_max, "at least 1024")
+        _require(self.low_water_bytes >= 0, "log.low_water_bytes", self.low_water_bytes, "zero or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushSettings:
+    """The flusher that carries the log into the repository.
+
+    Arguments:
+        interval_seconds: longest time that a committed record waits before it is flushed.
+        batch_records_max: most records in one transaction.
+        backlog_records_max: with more records than this not yet flushed, starts are refused; at twice as many, commits wait.
+        breaker_threshold: consecutive failures after which the breaker opens.
+        breaker_open_seconds: how long it stays open before one flush is tried again.
+    """
+
+    interval_seconds: float = 0.5
+    batch_records_max: int = 5_000
+    backlog_records_max: int = 500_000
+    breaker_threshold: int = 5
+    breaker_open_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(self.interval_seconds > 0, "flush.interval_seconds", self.interval_seconds, "positive")
+        _require(self.batch_records_max >= 1, "flush.batch_records_max", self.batch_records_max, "at least 1")
+        _require(self.backlog_records_max >= 1, "flush.backlog_records_max", self.backlog_records_max, "at least 1")
+        _require(self.breaker_threshold >= 1, "flush.breaker_threshold", self.breaker_threshold, "at least 1")
+        _require(self.breaker_open_seconds > 0, "flush.breaker_open_seconds", self.breaker_open_seconds, "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadSettings:
+    """Bounds on what users store.
+
+    Arguments:
+        bytes_max: largest encoded value (input, result, event, signal).
+        depth_max: deepest nesting.
+        pickle_key: secret for signing cloudpickle payloads; needed only where `codec="cloudpickle"` is used.
+    """
+
+    bytes_max: int = 4 * MIB
+    depth_max: int = 100
+    pickle_key: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _require(self.bytes_max >= 64, "payload.bytes_max", self.bytes_max, "at least 64")
+        _require(1 <= self.depth_max <= 500, "payload.depth_max", self.depth_max, "between 1 and 500")
+        _require(
+            self.pickle_key is None or len(self.pickle_key) >= 16, "payload.pickle_key", "<hidden>", "16 bytes or longer"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How runs are executed.
+
+    Arguments:
+        max_recoveries: recoveries of one run without a newly recorded step, after which it fails; a task may set its own.
+        history_records_max: most records that one run may have.
+        signals_max: most signals that may wait unread in one run.
+        shutdown_grace_seconds: how long `close()` waits for running bodies before it cancels them.
+        cancel_grace_seconds: how long a cancelled body may take to end before it is abandoned.
+        replay_stall_seconds: how long a replay may wait for a recorded call that does not come before it counts as divergence.
+        on_new_step: what to do with a step that was added to the code of a run in flight.
+        process_workers: size of the pool for `isolate="process"` steps.
+        thread_workers: threads for plain `def` tasks and steps.
+    """
+
+    max_recoveries: int = 100
+    history_records_max: int = 100_000
+    signals_max: int = 10_000
+    shutdown_grace_seconds: float = 10.0
+    cancel_grace_seconds: float = 5.0
+    replay_stall_seconds: float = 2.0
+    on_new_step: Literal["run", "error"] = "run"
+    process_workers: int = 2
+    thread_workers: int = 32
+
+    def __post_init__(self) -> None:
+        _require(self.max_recoveries >= 0, "engine.max_recoveries", self.max_recoveries, "zero or more")
+        _require(self.history_records_max >= 10, "engine.history_records_max", self.history_records_max, "at least 10")
+        _require(self.signals_max >= 1, "engine.signals_max", self.signals_max, "at least 1")
+        for key in ("shutdown_grace_seconds", "cancel_grace_seconds", "replay_stall_seconds"):
+            _require(getattr(self, key) >= 0, f"engine.{key}", getattr(self, key), "zero or more")
+        _require(self.on_new_step in ("run", "error"), "engine.on_new_step", self.on_new_step, "'run' or 'error'")
+        _require(self.process_workers >= 1, "engine.process_workers", self.process_workers, "at least 1")
+        _require(self.thread_workers >= 1, "engine.thread_workers", self.thread_workers, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings of an application, one part each."""
+
+    log: LogSettings = LogSettings()
+    flush: FlushSettings = FlushSettings()
+    payload: PayloadSettings = PayloadSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def __post_init__(self) -> None:
+        for key, kind in (("log", LogSettings), ("flush", FlushSettings), ("payload", PayloadSettings), ("engine", EngineSettings)):
+            _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What is let in and how much runs at once. Durations are seconds; None means no limit.
+
+    Arguments:
+        max_running: runs that execute at once; further ones wait their turn in status `ready`.
+    """
+
+    max_starts_per_window: int | None = None
+    max_starts_per_user_window: int | None = None
+    window: float = 60.0
+    max_queued: int | None = None
+    max_running: int = 1000
+    max_running_per_user: int | None = None
+    slot_timeout: float = 30.0
+    dead_letter_size: int = 1000
+    dead_letter_ttl: float = 86400.0
+    dead_letter_retries: int = 3
+
+    def __post_init__(self) -> None:
+        for key in ("max_starts_per_window", "max_starts_per_user_window", "max_queued", "max_running_per_user"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"limits.{key}", value, "None or at least 1")
+        _require(self.max_running >= 1, "limits.max_running", self.max_running, "at least 1")
+        for key in ("window", "slot_timeout", "dead_letter_ttl"):
+            _require(getattr(self, key) > 0, f"limits.{key}", getattr(self, key), "positive")
+        _require(self.dead_letter_size >= 0, "limits.dead_letter_size", self.dead_letter_size, "zero or more")
+        _require(self.dead_letter_retries >= 0, "limits.dead_letter_retries", self.dead_letter_retries, "zero or more")

@@ -1,0 +1,141 @@
+"""Commands: what callers, bodies and the engine ask a run to do.
+
+Law: a command is a wish. `decide` turns it into records or refuses it; only records are facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable.core.records import Call, Failure, Kind
+from durable.core.retry import Retry
+
+
+@dataclass(slots=True)
+class Create:
+    """Bring the run into being."""
+
+    task: str
+    input: bytes
+    version: str | None = None
+    key: str | None = None
+    fingerprint: str = ""
+    user: str | None = None
+    parent_id: str | None = None
+    attached: bool = False
+    priority: int = 0
+    retry: Retry | None = None
+    timeout: float | None = None
+    delay: float = 0.0
+
+
+@dataclass(slots=True)
+class Begin:
+    """Begin the attempt that is due."""
+
+
+@dataclass(slots=True)
+class Recover:
+    """Go on after the executor was lost. With `recoveries_max` reached, the run fails instead."""
+
+    reason: str
+    recoveries_max: int
+
+
+@dataclass(slots=True)
+class Note:
+    """Record something about a call of the body: a result, an event, a timer, a child."""
+
+    kind: Kind
+    call: Call
+    payload: bytes | None = None
+    head: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Receive:
+    """Hand the oldest unread signal of this name to a waiting call. `payloads` finds a signal's payload by its seq."""
+
+    signal: str
+    call: Call
+    payloads: dict[int, bytes | None]
+
+
+@dataclass(slots=True)
+class Send:
+    """Put a signal into the run's mailbox."""
+
+    name: str
+    payload: bytes | None
+    signals_max: int
+
+
+@dataclass(slots=True)
+class Complete:
+    """The body returned."""
+
+    payload: bytes
+
+
+@dataclass(slots=True)
+class Fail:
+    """The body raised. `retryable` is false for errors that no further attempt can mend; `fraction` spreads the jitter."""
+
+    failure: Failure
+    retryable: bool = True
+    timed_out: bool = False
+    fraction: float = 0.0
+
+
+@dataclass(slots=True)
+class Cancel:
+    """End the run because somebody asked for it."""
+
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class Suspend:
+    """Park the run until it is resumed; with a failure where the engine itself had to park it."""
+
+    reason: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class Resume:
+    """Go on with a suspended run."""
+
+
+@dataclass(slots=True)
+class Revive:
+    """Try a failed run again, from the step that failed."""
+
+
+@dataclass(slots=True)
+class Release:
+    """Give the run back unfinished, because the executor is closing."""
+
+
+@dataclass(slots=True)
+class Discard:
+    """Take a dead letter off the list."""
+
+
+Command = (
+    Note
+    | Complete
+    | Begin
+    | Create
+    | Recover
+    | Receive
+    | Send
+    | Fail
+    | Cancel
+    | Suspend
+    | Resume
+    | Revive
+    | Release
+    | Discard
+)

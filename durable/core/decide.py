@@ -1,0 +1,195 @@
+"""`decide`: what a command does to a run, as records.
+
+Law: pure. It reads the run, the command and the time, consults `TRANSITIONS` for every change of status, and returns the new records
+(none where there is nothing to do) or raises a refusal; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from durable.core.commands import (
+    Begin,
+    Cancel,
+    Command,
+    Complete,
+    Create,
+    Discard,
+    Fail,
+    Note,
+    Receive,
+    Recover,
+    Release,
+    Resume,
+    Revive,
+    Send,
+    Suspend,
+)
+from durable.core.records import Failure, Kind, Record
+from durable.core.run import Run
+from durable.core.status import Status, Verb, after
+from durable.errors import HistoryLimitError, LimitError, TransitionError
+
+
+def _record(run: Run, kind: Kind, now: float, head: dict[str, Any] | None = None, payload: bytes | None = None) -> Record:
+    return Record(run.run_id, run.seq + 1, kind, now, run.attempt, head=head or {}, payload=payload)
+
+
+def _note(run: Run, command: Note, now: float) -> list[Record]:
+    if run.status is not Status.RUNNING:
+        raise TransitionError(f"run {run.run_id} is {run.status}: its body can record nothing more")
+    name, ident, occurrence = command.call
+    return [
+        Record(
+            run.run_id, run.seq + 1, command.kind, now, run.attempt, name, ident, occurrence, command.head, command.payload
+        )
+    ]
+
+
+def _create(run: Run, command: Create, now: float) -> list[Record]:
+    if run.seq:
+        raise TransitionError(f"run {run.run_id} exists already")
+    head: dict[str, Any] = {}
+    for key, value in (
+        ("version", command.version),
+        ("key", command.key),
+        ("fingerprint", command.fingerprint),
+        ("user", command.user),
+        ("parent", command.parent_id),
+        ("attached", command.attached),
+        ("priority", command.priority),
+        ("timeout", command.timeout),
+    ):
+        if value:
+            head[key] = value
+    if command.retry is not None:
+        head["retry"] = command.retry.to_json()
+    if command.delay:
+        head["not_before"] = now + command.delay
+    return [Record(run.run_id, 1, Kind.CREATED, now, 1, command.task, b"", 0, head, command.input)]
+
+
+def _begin(run: Run, command: Begin, now: float) -> list[Record]:
+    after(run.status, Verb.BEGIN, run.run_id)
+    return [_record(run, Kind.STARTED, now)]
+
+
+def _recover(run: Run, command: Recover, now: float) -> list[Record]:
+    after(run.status, Verb.RECOVER, run.run_id)
+    if run.recoveries >= command.recoveries_max:
+        after(run.status, Verb.FAIL, run.run_id)
+        failure = Failure(
+            "durable.RecoveryLimit",
+            f"the executor was lost {run.recoveries + 1} times while this run was executing and no step was recorded in between; "
+            "the body may be what ends the process",
+        )
+        return [_record(run, Kind.FAILED, now, failure.head())]
+    return [_record(run, Kind.RECOVERED, now, {"reason": command.reason})]
+
+
+def _receive(run: Run, command: Receive, now: float) -> list[Record]:
+    if run.status is not Status.RUNNING:
+        raise TransitionError(f"run {run.run_id} is {run.status}: its body can receive nothing more")
+    for seq, name in run.signals:
+        if name == command.signal:
+            return _note(run, Note(Kind.STEP_COMPLETED, command.call, command.payloads[seq], {"signal": seq}), now)
+    return []
+
+
+def _send(run: Run, command: Send, now: float) -> list[Record]:
+    if run.ended:
+        raise TransitionError(f"run {run.run_id} is {run.status}: nobody is left to receive {command.name!r}")
+    if len(run.signals) >= command.signals_max:
+        raise LimitError(f"run {run.run_id} has {len(run.signals)} unread signals, the most it may have (engine.signals_max)")
+    record = _record(run, Kind.SIGNAL, now, payload=command.payload)
+    record.name = command.name
+    return [record]
+
+
+def _complete(run: Run, command: Complete, now: float) -> list[Record]:
+    after(run.status, Verb.COMPLETE, run.run_id)
+    return [_record(run, Kind.COMPLETED, now, payload=command.payload)]
+
+
+def _fail(run: Run, command: Fail, now: float) -> list[Record]:
+    head = command.failure.head()
+    if command.retryable and run.attempt < run.max_attempts and run.status is Status.RUNNING:
+        after(run.status, Verb.RETRY, run.run_id)
+        wait = run.retry.wait_after(run.attempt - run.attempt_base, command.fraction)
+        head["not_before"] = now + wait
+        return [_record(run, Kind.RETRYING, now, head)]
+    verb, kind = (Verb.TIME_OUT, Kind.TIMED_OUT) if command.timed_out else (Verb.FAIL, Kind.FAILED)
+    after(run.status, verb, run.run_id)
+    return [_record(run, kind, now, head)]
+
+
+def _cancel(run: Run, command: Cancel, now: float) -> list[Record]:
+    if run.ended:
+        return []  # the caller lost a race against the end
+    after(run.status, Verb.CANCEL, run.run_id)
+    return [_record(run, Kind.CANCELLED, now, {"reason": command.reason} if command.reason else None)]
+
+
+def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
+    if run.status is Status.SUSPENDED:
+        return []
+    after(run.status, Verb.SUSPEND, run.run_id)
+    head = command.failure.head() if command.failure is not None else {}
+    if command.reason:
+        head["reason"] = command.reason
+    return [_record(run, Kind.SUSPENDED, now, head)]
+
+
+def _resume(run: Run, command: Resume, now: float) -> list[Record]:
+    after(run.status, Verb.RESUME, run.run_id)
+    return [_record(run, Kind.RESUMED, now)]
+
+
+def _revive(run: Run, command: Revive, now: float) -> list[Record]:
+    after(run.status, Verb.REVIVE, run.run_id)
+    return [_record(run, Kind.RESUMED, now, {"reason": "retry"})]
+
+
+def _release(run: Run, command: Release, now: float) -> list[Record]:
+    after(run.status, Verb.RELEASE, run.run_id)
+    return [_record(run, Kind.RELEASED, now)]
+
+
+def _discard(run: Run, command: Discard, now: float) -> list[Record]:
+    if not run.dead:
+        raise TransitionError(f"run {run.run_id} is {run.status} and no dead letter")
+    return [_record(run, Kind.DISCARDED, now)]
+
+
+_RULES: dict[type, Callable[[Run, Any, float], list[Record]]] = {
+    Note: _note,
+    Complete: _complete,
+    Begin: _begin,
+    Create: _create,
+    Recover: _recover,
+    Receive: _receive,
+    Send: _send,
+    Fail: _fail,
+    Cancel: _cancel,
+    Suspend: _suspend,
+    Resume: _resume,
+    Revive: _revive,
+    Release: _release,
+    Discard: _discard,
+}
+
+
+def decide(run: Run, command: Command, now: float, records_max: int) -> list[Record]:
+    """Return the records that `command` adds to `run` at time `now`.
+
+    Raises `TransitionError` where the run's status does not allow it, `LimitError` where a bound is reached. A run that has
+    reached `records_max` can still end.
+    """
+    records = _RULES[type(command)](run, command, now)
+    if run.seq >= records_max and type(command) is Note:
+        raise HistoryLimitError(
+            f"run {run.run_id} has {run.seq} records, the most it may have (engine.history_records_max); "
+            "split it into child runs or start a follow-up run"
+        )
+    return records

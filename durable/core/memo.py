@@ -1,0 +1,164 @@
+"""The memo: what the body's calls came to, as recorded, and in which batches they are handed back.
+
+Law: a call is known by its name, its arguments and how often the attempt made it so. Results of this attempt come back in the batches in
+which they were committed, one batch at a time and in order; results of earlier attempts come back to whoever calls for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from durable.core.records import Call, Kind, Record
+
+_RESULTS = frozenset({Kind.STEP_COMPLETED, Kind.STEP_FAILED, Kind.STEP_CANCELLED, Kind.EVENT})
+_MARKERS = frozenset({Kind.TIMER_SET, Kind.WAITING, Kind.CHILD_STARTED, Kind.STEP_RETRYING})
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Code and record differ.
+
+    Arguments:
+        recorded: calls that the record has next and the code has not made.
+        called: calls that the code made and the record does not have there.
+        guess: what probably happened to the code.
+        added: the called ones look like steps that were added; nothing recorded is missing otherwise.
+    """
+
+    recorded: tuple[Call, ...]
+    called: tuple[Call, ...]
+    guess: str
+    added: bool = False
+
+
+class Memo:
+    """The recorded calls of one run, as one attempt sees them."""
+
+    __slots__ = ("_batches", "_called", "_counts", "_events", "_markers", "_prior", "_results")
+
+    def __init__(self, records: Iterable[Record] = (), attempt: int = 1) -> None:
+        self._counts: Counter[tuple[str, bytes]] = Counter()
+        self._called: set[Call] = set()
+        self._prior: dict[Call, Record] = {}
+        self._results: dict[Call, Record] = {}
+        self._markers: dict[Call, Record] = {}
+        self._batches: deque[list[Record]] = deque()
+        self._events: list[Record] = []
+        for record in records:
+            self._take(record, attempt)
+
+    def _take(self, record: Record, attempt: int) -> None:
+        kind, call = record.kind, record.call
+        current = record.attempt == attempt
+        if kind is Kind.EVENT:
+            self._events.append(record)
+            if "step" in record.head:
+                return  # emitted inside a step: no call of the body
+        if kind in _MARKERS:
+            if current or kind is Kind.CHILD_STARTED:
+                self._markers[call] = record
+        elif kind in _RESULTS:
+            if not current:
+                if kind is Kind.STEP_COMPLETED or kind is Kind.EVENT:
+                    self._prior[call] = record
+                else:
+                    self._markers.pop(call, None)  # it failed then, and runs again from the beginning
+                return
+            self._prior.pop(call, None)
+            self._results[call] = record
+            if not self._batches or self._batches[-1][0].batch != record.batch:
+                self._batches.append([])
+            self._batches[-1].append(record)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether results of this attempt are still to be handed back."""
+        return bool(self._batches)
+
+    @property
+    def events(self) -> list[Record]:
+        """Events emitted before."""
+        return self._events
+
+    def number(self, name: str, ident: bytes) -> Call:
+        """Give a call its identity: its occurrence among equal ones."""
+        key = (name, ident)
+        occurrence = self._counts[key]
+        self._counts[key] = occurrence + 1
+        call = (name, ident, occurrence)
+        if self._batches:
+            self._called.add(call)
+        return call
+
+    def result(self, call: Call) -> Record | None:
+        """The recorded outcome of a call, if there is one."""
+        return self._results.get(call) or self._prior.get(call)
+
+    def marker(self, call: Call) -> Record | None:
+        """What was recorded about a call that had not ended: its timer, its child, its last failed try."""
+        return self._markers.get(call)
+
+    def loosen(self) -> None:
+        """Let the body take recovery into its own hands: recorded results serve whoever calls, and recorded events are no calls."""
+        for call, record in self._results.items():
+            if record.kind is Kind.STEP_COMPLETED:
+                self._prior[call] = record
+        self._results.clear()
+        self._batches.clear()
+        self._called.clear()
+        for call in [call for call, record in self._prior.items() if record.kind is Kind.EVENT]:
+            del self._prior[call]
+
+    def next_batch(self, waiting: Collection[Call]) -> list[Record]:
+        """The results to hand back now that the run is quiet; empty when the code has to do something first.
+
+        Earlier attempts go first: the oldest batch of which something is waited for, and of that what is waited for.
+        """
+        prior = [record for call in waiting if (record := self._prior.get(call)) is not None] if self._prior else None
+        if prior:
+            oldest = min(record.batch for record in prior)
+            due = sorted((record for record in prior if record.batch == oldest), key=lambda record: record.seq)
+            for record in due:
+                del self._prior[record.call]
+            return due
+        if self._batches and all(record.call in self._called for record in self._batches[0]):
+            due = self._batches.popleft()
+            for record in due:
+                self._called.discard(record.call)
+                del self._results[record.call]
+            return due
+        return []
+
+    def missing(self) -> tuple[Call, ...]:
+        """The calls of the next batch that the code has not made."""
+        if not self._batches:
+            return ()
+        return tuple(record.call for record in self._batches[0] if record.call not in self._called)
+
+    def leftover(self) -> tuple[Call, ...]:
+        """The recorded calls that the code has not made at all."""
+        return tuple(self._uncalled())
+
+    def _uncalled(self) -> Iterator[Call]:
+        for batch in self._batches:
+            for record in batch:
+                if record.call not in self._called:
+                    yield record.call
+
+    def diverged(self, unknown: Collection[Call], has_step: Callable[[str], bool]) -> Divergence:
+        """Compare code and record where they do not go together; `unknown` are the calls that the record does not have."""
+        missing = self.missing()
+        called = tuple(unknown)
+        ahead = set(self._uncalled())
+        names = {name for name, _, _ in ahead}
+        if not called:
+            early = [call for call in self._called if call in self._results]
+            return Divergence(missing, tuple(early), "the order of calls changed, or a call was removed")
+        if any(name in names for name, _, _ in called):
+            return Divergence(missing, called, "the arguments of a call changed")
+        gone = sorted({name for name, _, _ in missing if not has_step(name)})
+        if gone:
+            return Divergence(missing, called, f"{', '.join(gone)} was renamed or removed")
+        return Divergence(missing, called, "a call was added before the recorded ones", added=True)

@@ -1,0 +1,48 @@
+"""Which runs a query wants.
+
+Law: `matches` is the meaning; a store's SQL must select the same runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from durable.core.run import Run
+from durable.core.status import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs a query wants. None means any.
+
+    Arguments:
+        status: these statuses.
+        task: runs of this task.
+        user: runs of this user.
+        parent_id: children of this run.
+        dead: dead letters only.
+        open: runs that have not ended only.
+        after: runs that come after the run with this id, in the order of ids (which is the order of creation).
+        limit: at most so many.
+    """
+
+    status: frozenset[Status] | None = None
+    task: str | None = None
+    user: str | None = None
+    parent_id: str | None = None
+    dead: bool = False
+    open: bool = False
+    after: str | None = None
+    limit: int = 100
+
+    def matches(self, run: Run) -> bool:
+        """Whether the run is wanted, apart from `limit`."""
+        return (
+            (self.status is None or run.status in self.status)
+            and (self.task is None or run.task == self.task)
+            and (self.user is None or run.user == self.user)
+            and (self.parent_id is None or run.parent_id == self.parent_id)
+            and (not self.dead or run.dead)
+            and (not self.open or not run.ended)
+            and (self.after is None or run.run_id > self.after)
+        )

@@ -1,0 +1,155 @@
+"""The wire format of records and runs: what the log and the repository hold.
+
+Law: the first byte of a unit is the format's version. A version once released stays readable; an unknown one is refused, never guessed at.
+A unit holds the records that become durable together; it is one frame of the log, and so whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from struct import error as StructError
+from typing import Any
+
+from durable.core.records import Kind, Record
+from durable.core.retry import Retry
+from durable.core.run import Run
+from durable.core.status import Status
+from durable.errors import DecodeError, StoreFormatError
+
+WIRE_VERSION = 1
+
+#: run id, seq, kind, attempt, occurrence, time, lengths of name, identity, head and payload (0 = none, else length + 1).
+_HEADER = Struct("<32sIBHIdHIII")
+_pack, _unpack_from, _SIZE = _HEADER.pack, _HEADER.unpack_from, _HEADER.size
+_dump_head = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+def encode_record(record: Record) -> bytes:
+    """Encode one record; its `batch` is not part of it."""
+    name = record.name.encode("utf-8", "surrogatepass") if record.name else b""
+    head = _dump_head(record.head).encode("utf-8", "surrogatepass") if record.head else b""
+    payload = record.payload
+    size = 0 if payload is None else len(payload) + 1
+    fixed = _pack(
+        record.run_id.encode("ascii"),
+        record.seq,
+        record.kind,
+        record.attempt,
+        record.occurrence,
+        record.at,
+        len(name),
+        len(record.ident),
+        len(head),
+        size,
+    )
+    return b"".join((fixed, name, record.ident, head, payload or b""))
+
+
+def _decode_at(data: bytes, offset: int, batch: int) -> tuple[Record, int]:
+    run_id, seq, code, attempt, occurrence, at, names, idents, heads, size = _unpack_from(data, offset)
+    offset += _SIZE
+    name_end = offset + names
+    ident_end = name_end + idents
+    head_end = ident_end + heads
+    end = head_end + (size - 1 if size else 0)
+    if end > len(data):
+        raise DecodeError(f"record at byte {offset - _SIZE} is cut off: it needs {end} bytes, there are {len(data)}")
+    kind = _KINDS.get(code)
+    if kind is None:
+        raise StoreFormatError(f"record kind {code} is not known to this version of durable; open the store with a newer one")
+    record = Record(
+        run_id.decode("ascii"),
+        seq,
+        kind,
+        at,
+        attempt,
+        data[offset:name_end].decode("utf-8", "surrogatepass"),
+        data[name_end:ident_end],
+        occurrence,
+        json.loads(data[ident_end:head_end].decode("utf-8", "surrogatepass")) if heads else {},
+        data[head_end:end] if size else None,
+        batch,
+    )
+    return record, end
+
+
+def decode_record(data: bytes, batch: int = 0) -> Record:
+    """The counterpart of `encode_record`. Raises `DecodeError` for bytes that are no record."""
+    try:
+        record, end = _decode_at(data, 0, batch)
+    except (StructError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DecodeError(f"these {len(data)} bytes are no record: {error}") from error
+    if end != len(data):
+        raise DecodeError(f"{len(data) - end} bytes follow the record")
+    return record
+
+
+def encode_unit(encoded: Iterable[bytes]) -> bytes:
+    """Join encoded records into one unit."""
+    return b"".join((bytes((WIRE_VERSION,)), *encoded))
+
+
+def decode_unit(data: bytes, batch: int = 0) -> list[Record]:
+    """Split a unit into its records, each marked with `batch`.
+
+    Raises `StoreFormatError` for a version that this code does not know, `DecodeError` for bytes that are no unit.
+    """
+    if not data or data[0] != WIRE_VERSION:
+        found = data[0] if data else None
+        raise StoreFormatError(f"the record format is version {found}, this durable reads version {WIRE_VERSION}; use a newer durable")
+    records = []
+    offset = 1
+    try:
+        while offset < len(data):
+            record, offset = _decode_at(data, offset, batch)
+            records.append(record)
+    except (StructError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DecodeError(f"byte {offset} of a unit begins no record: {error}") from error
+    return records
+
+
+#: Fields of a run that are plain JSON values as they are.
+_PLAIN = (
+    "seq", "task", "version", "key", "user", "parent_id", "attached", "priority", "fingerprint", "timeout", "attempt",
+    "attempt_base", "recoveries", "recovery_reason", "not_before", "created_at", "started_at", "ended_at", "failure",
+    "dead", "reason",
+)  # fmt: skip
+
+
+def encode_run(run: Run) -> bytes:
+    """Encode a run's state for a row of the repository, without `input` and `result`, which have columns of their own."""
+    state: dict[str, Any] = {name: getattr(run, name) for name in _PLAIN}
+    state["wire"] = WIRE_VERSION
+    state["status"] = run.status.value
+    state["retry"] = run.retry.to_json()
+    state["signals"] = run.signals
+    return _dump_head(state).encode("utf-8", "surrogatepass")
+
+
+def decode_run(run_id: str, data: bytes, *, input: bytes, result: bytes | None) -> Run:
+    """The counterpart of `encode_run`."""
+    try:
+        state = json.loads(data.decode("utf-8", "surrogatepass"))
+        if state["wire"] != WIRE_VERSION:
+            raise StoreFormatError(f"run {run_id} is stored in format {state['wire']}, this durable reads {WIRE_VERSION}")
+        run = Run(run_id)
+        for name in _PLAIN:
+            setattr(run, name, state[name])
+        run.status = Status(state["status"])
+        run.retry = Retry.from_json(state["retry"])
+        run.signals = [(seq, name) for seq, name in state["signals"]]
+        run.input, run.result = input, result
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError(f"the stored state of run {run_id} cannot be read: {error!r}") from error
+    return run
+
+
+def runs_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group records by run, in order."""
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record.run_id, []).append(record)
+    return grouped

@@ -1,0 +1,193 @@
+"""`Attempt`: one attempt of one run: its calls, what is recorded of them, and when they get their results.
+
+Law: a call of the body is recorded under its identity, and what it returned is durable before the body gets it. A call that is recorded
+is never run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from durable.core.commands import Note, Suspend
+from durable.core.memo import Divergence, Memo
+from durable.core.records import Call, Failure, Kind, Record
+from durable.core.status import Status
+from durable.engine.delivery import Delivery
+from durable.engine.divergence import call_site, describe
+from durable.engine.entry import Entry
+from durable.engine.services import Services
+from durable.errors import NonDeterminismError, StepContextError, TransitionError
+from durable.tasks.context import Context, RecoveryReason
+from durable.tasks.definition import TaskDefinition
+from durable.tasks.failure import describe as describe_error
+from durable.tasks.failure import revive
+from durable.tasks.handle import Event
+
+#: Longest identity that is kept as it is; a longer one keeps its beginning, for a reader, and a digest.
+IDENT_BYTES_MAX = 256
+
+
+def shorten(ident: bytes) -> bytes:
+    """Bound the identity of a call."""
+    if len(ident) <= IDENT_BYTES_MAX:
+        return ident
+    return ident[: IDENT_BYTES_MAX - 64] + b"...sha256:" + hashlib.sha256(ident).hexdigest()[:48].encode()
+
+
+class Attempt:
+    """One attempt of one run."""
+
+    def __init__(self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool) -> None:
+        run = entry.run
+        self.services = services
+        self.entry = entry
+        self.definition = definition
+        self.memo = memo
+        self.loop = asyncio.get_running_loop()
+        self.run_id = run.run_id
+        self.task_name = run.task
+        self.key = run.key
+        self.user = run.user
+        self.attempt = run.attempt
+        self.max_attempts = run.max_attempts
+        self.previous_error = run.failure["message"] if run.failure else None
+        self.input: dict[str, Any] = {}
+        self.recovered = recovered
+        reason = run.recovery_reason
+        self.recovery_reason: RecoveryReason | None = reason if recovered and reason in ("crash", "stale", "timeout") else None  # type: ignore[assignment]
+        #: Set before the engine itself cancels the body: what happens from then on is not the body's doing.
+        self.interrupted = False
+        self.body: asyncio.Task[Any] | None = None
+        self.manual = False
+        #: Steps of this attempt that are executing.
+        self.busy = 0
+        #: Per signal, what to call when one has come: of the calls that wait, the oldest first.
+        self.receivers: dict[str, list[Callable[[], None]]] = {}
+        self.sites: dict[Call, str] = {}
+        self.delivery = Delivery(
+            self.loop,
+            memo,
+            diverged=self.park,
+            has_step=services.has_step,
+            stall_seconds=services.settings.replay_stall_seconds,
+            run_new_steps=services.settings.on_new_step == "run",
+        )
+        self._steps: dict[str, Callable[..., Any]] = {}
+        self._thread = threading.get_ident()
+        self._base_seq = run.seq
+        self._counters: dict[str, int] = {}
+        self._unsynced_value = False
+        self._previous: list[Event] | None = None
+        self.context: Context[Any]
+
+    def number(self, name: str, ident: bytes) -> Call:
+        """Give a call its identity. Raises where no call may be made."""
+        if threading.get_ident() != self._thread:
+            raise StepContextError(
+                f"{name!r} was called in a thread: a task that calls steps or tasks must be `async def`; a plain `def` one cannot await them"
+            )
+        if self.interrupted or self.entry.run.status is not Status.RUNNING:
+            raise TransitionError(f"run {self.run_id} is {self.entry.run.status}: its body can start nothing more")
+        call = self.memo.number(name, shorten(ident))
+        if self.memo.replaying:
+            self.sites[call] = call_site()
+        return call
+
+    def identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """What tells a call apart from others of its name: its arguments."""
+        if not args and not kwargs:
+            return b""
+        return self.services.codec.identity([list(args), kwargs] if kwargs else list(args))
+
+    async def perform(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]]) -> Any:
+        """Make a call: hand back its recorded outcome, or run it and record what comes of it."""
+        delivery = self.delivery
+        delivery.begin(asyncio.current_task() is self.body)
+        try:
+            recorded = self.memo.result(call)
+            if recorded is not None:
+                record = await delivery.recall(call)
+            else:
+                if self.memo.marker(call) is None:
+                    held = delivery.hold(call)
+                    if held is not None:
+                        await held
+                record = await live()
+        finally:
+            delivery.end()
+            delivery.forget(call)
+        return self.outcome(record)
+
+    def outcome(self, record: Record) -> Any:
+        """The value that a record holds, or the exception that it holds, raised."""
+        if record.kind is Kind.STEP_FAILED:
+            raise revive(Failure.of(record), self.services.codec)
+        if record.kind is Kind.EVENT:
+            return None
+        payload = record.payload
+        codec = self.services.codec if not record.head else self.services.codecs(record.head.get("codec"))
+        return None if payload is None else codec.decode(payload, record.head.get("expected", Any))
+
+    async def settle(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None = None) -> Record:
+        """Record the outcome of a call and wait until it is handed back."""
+        future = self.delivery.expect(call)
+        self.note(kind, call, payload, head)
+        return await future
+
+    async def settle_failure(self, call: Call, error: BaseException) -> Record:
+        """Record that a call failed."""
+        failure = describe_error(error, self.services.codec)
+        return await self.settle(call, Kind.STEP_FAILED, failure.state, failure.head())
+
+    def note(self, kind: Kind, call: Call, payload: bytes | None = None, head: dict[str, Any] | None = None) -> None:
+        """Stage a record of the body."""
+        self.services.pipeline.stage(self.entry, Note(kind, call, payload, head if head is not None else {}))
+
+    def note_cancelled(self, call: Call) -> None:
+        """Record that the body itself gave a call up, unless it was the engine that stopped the body."""
+        if not self.interrupted and self.entry.run.status is Status.RUNNING:
+            self.note(Kind.STEP_CANCELLED, call)
+
+    async def values_durable(self) -> None:
+        """Before a step's body runs, the times that the body read are durable: the step may carry them outside."""
+        if self._unsynced_value:
+            self._unsynced_value = False
+            await self.services.pipeline.durable(self.entry)
+
+    def park(self, divergence: Divergence) -> None:
+        """Suspend the run, because its code does not do what its record says."""
+        text = describe(self.run_id, self.task_name, divergence, self.sites)
+        self.park_with(NonDeterminismError(text))
+
+    def park_with(self, error: Exception) -> None:
+        """Suspend the run with an error that a person has to look at."""
+        if self.entry.run.status is Status.RUNNING and not self.interrupted:
+            failure = describe_error(error, self.services.codec)
+            self.services.pipeline.stage(self.entry, Suspend(type(error).__name__, failure))
+
+    # --- what the engine tells a running attempt ---------------------------------------------------------------------------------
+
+    def committed(self, batch: list[Record]) -> None:
+        """Results of its calls became durable."""
+        self.delivery.committed(batch)
+
+    def received(self, name: str) -> None:
+        """A signal came."""
+        waiting = self.receivers.get(name)
+        if waiting:
+            waiting[0]()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the body only waits: for a time, a signal or a child."""
+        return self.busy == 0 and self.delivery.outstanding > 0
+
+    def interrupt(self) -> None:
+        """Stop the body."""
+        self.interrupted = True
+        if self.entry.task is not None:
+            self.entry.task.cancel()

@@ -1,0 +1,349 @@
+"""`Engine`: one application's runs: the host of handles and tasks, and the place where the parts of `engine/` meet.
+
+Law: it opens and closes the parts in order; rules live in `core/`, and what follows from a record in `lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from durable.clock import Clock, Entropy
+from durable.codec import Codec, Pickled, TaggedJson
+from durable.config import Config, Limits
+from durable.core.commands import Cancel, Command, Discard, Release, Resume, Revive, Send, Suspend
+from durable.core.query import RunFilter
+from durable.core.records import ENDS, Record
+from durable.core.run import Run
+from durable.core.status import Status
+from durable.engine.entry import Entry
+from durable.engine.invoke import Invoker
+from durable.engine.lifecycle import Lifecycle
+from durable.engine.pipeline import Pipeline
+from durable.engine.scheduler import Scheduler
+from durable.engine.services import Services
+from durable.engine.starting import Parentage, Starter
+from durable.errors import (
+    AppNotOpenError,
+    LogFencedError,
+    RunNotFoundError,
+    ShuttingDownError,
+    StorageError,
+    TransitionError,
+)
+from durable.events.hub import Hub
+from durable.store.base import Store
+from durable.tasks.definition import StartOptions, TaskDefinition
+from durable.tasks.registry import find_task, has_step, on_new_task
+
+logger = logging.getLogger("durable.engine")
+
+#: Runs and records that are read at once.
+PAGE = 500
+
+
+class Engine:
+    """Executes the runs of a store."""
+
+    def __init__(self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy) -> None:
+        self._store = store
+        self._config = config
+        self._limits = limits
+        self._clock = clock
+        self._entropy = entropy
+        self._codec = TaggedJson(config.payload)
+        self._entries: dict[str, Entry] = {}
+        self._hub = Hub()
+        self._state = "new"
+        self._services: Services
+        self._lifecycle: Lifecycle
+        self._starter: Starter
+        self._task_defined: Callable[[TaskDefinition], None] | None = None
+
+    @property
+    def codec(self) -> TaggedJson:
+        """The codec of inputs, results and events."""
+        return self._codec
+
+    @property
+    def store(self) -> Store:
+        """Where runs are kept."""
+        return self._store
+
+    # --- opening and closing ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the store and let every run that had not ended go on."""
+        if self._state == "open":
+            raise AppNotOpenError("this application is open already")
+        await self._store.open()
+        self._entries.clear()
+        lifecycle = self._lifecycle = Lifecycle(self._entries)
+        pipeline = Pipeline(
+            self._store, self._clock, self._config.engine.history_records_max,
+            publish=lifecycle.publish, on_failure=self._store_failed,
+        )  # fmt: skip
+        scheduler = Scheduler(self._clock, self._limits.max_running, lifecycle.begin)
+        settings = self._config.engine
+        lifecycle.scheduler = scheduler
+        lifecycle.services = self._services = Services(
+            host=self, families=self, store=self._store, pipeline=pipeline, hub=self._hub,
+            invoker=Invoker(settings.thread_workers, settings.process_workers), codec=self._codec, codecs=self._codec_of,
+            clock=self._clock, entropy=self._entropy, settings=settings, has_step=_known, closing=asyncio.Event(),
+        )  # fmt: skip
+        self._starter = Starter(
+            self._entries, store=self._store, pipeline=pipeline, scheduler=scheduler,
+            codec=self._codec, clock=self._clock, entropy=self._entropy,
+        )  # fmt: skip
+        pipeline.open()
+        self._state = "open"
+        loop = asyncio.get_running_loop()
+        self._task_defined = lambda task: loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
+        on_new_task(self._task_defined)
+        await self._recover()
+
+    async def _recover(self) -> None:
+        """Load every run that had not ended, and let it go on."""
+        after: str | None = None
+        while page := await self._store.query(RunFilter(open=True, after=after, limit=PAGE)):
+            for run in page:
+                self._entries[run.run_id] = Entry(run)
+            after = page[-1].run_id
+        for entry in list(self._entries.values()):
+            run = entry.run
+            parent = self._entries.get(run.parent_id) if run.parent_id and run.attached else None
+            if parent is not None:
+                parent.children.add(run.run_id)
+        for entry in list(self._entries.values()):
+            self._resume_after_restart(entry)
+
+    def _resume_after_restart(self, entry: Entry) -> None:
+        run = entry.run
+        if run.status is Status.SUSPENDED:
+            return
+        definition = find_task(run.task)
+        if definition is None:
+            logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
+            self._lifecycle.orphans.setdefault(run.task, []).append(entry)
+        elif not definition.auto_recover:
+            self._services.pipeline.stage(entry, Suspend("waits for a fresh start with its key, which brings its user back"))
+        elif run.parent_id and run.attached and run.parent_id not in self._entries:
+            self._services.pipeline.stage(entry, Cancel(f"its parent {run.parent_id} has ended"))
+        else:
+            self._lifecycle.scheduler.schedule(entry)
+
+    async def close(self) -> None:
+        """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush."""
+        if self._state != "open":
+            return
+        self._state = "closing"
+        services = self._services
+        services.closing.set()
+        self._lifecycle.scheduler.closed = True
+        self._hub.wake_all()
+        try:
+            await self._stop_bodies()
+            if services.pipeline.failure is None:
+                for entry in self._entries.values():
+                    self._lifecycle.scheduler.forget(entry)
+                    if entry.run.status is Status.RUNNING and find_task(entry.run.task) is not None:
+                        services.pipeline.stage(entry, Release())
+            await services.pipeline.close()
+        finally:
+            self._state = "closed"
+            for entry in self._entries.values():
+                _tell(entry, ShuttingDownError("the application was closed before the run ended; it goes on at the next open"))
+            self._hub.wake_all()
+            await services.invoker.close()
+            await self._store.close()
+
+    async def _stop_bodies(self) -> None:
+        loop = asyncio.get_running_loop()
+        settings = self._config.engine
+        deadline = loop.time() + settings.shutdown_grace_seconds
+        while True:
+            running = [entry for entry in self._entries.values() if entry.task is not None]
+            late = loop.time() >= deadline
+            for entry in running:
+                if entry.execution is not None and (late or entry.execution.idle):
+                    entry.execution.interrupt()
+                elif late and entry.task is not None:
+                    entry.task.cancel()
+            tasks = [entry.task for entry in running if entry.task is not None]
+            if not tasks:
+                return
+            await asyncio.wait(tasks, timeout=settings.cancel_grace_seconds if late else 0.02)
+            if late:
+                return
+
+    def _store_failed(self, error: StorageError) -> None:
+        """The store takes nothing more: stop the bodies and tell everybody who waits."""
+        for entry in self._entries.values():
+            if entry.execution is not None:
+                entry.execution.interrupt()
+            elif entry.task is not None:
+                entry.task.cancel()
+            _tell(entry, LogFencedError(f"the store failed, the run goes on in the next process: {error}"))
+        self._hub.wake_all()
+
+    def _codec_of(self, name: str | None) -> Codec:
+        return self._codec if name in (None, "json") else Pickled(self._config.payload)
+
+    # --- starting ---------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            if self._state == "closing":
+                raise ShuttingDownError("the application is closing and takes no new work")
+            raise AppNotOpenError("the application is not open: use `async with Durable(...) as app:`")
+
+    async def start_run(
+        self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, str | None]:
+        """Start a run; return its id and key."""
+        self._check_open()
+        return await self._starter.start(task, options, task.facts.bind(args, kwargs, task.name))
+
+    async def start_child(
+        self, parent: Entry, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
+        *, attached: bool, note: Callable[[str, str | None], None],
+    ) -> tuple[str, str | None]:  # fmt: skip
+        """Start a run from within another."""
+        return await self._starter.start(task, options, arguments, Parentage(parent, attached, note))
+
+    # --- asking -----------------------------------------------------------------------------------------------------------------
+
+    def definition_of(self, name: str) -> TaskDefinition | None:
+        """The task of this name, where an imported module defines it."""
+        return find_task(name)
+
+    async def find_run(self, run_id: str) -> Run:
+        """The run as it was last acknowledged."""
+        run = await self._store.find(run_id)
+        if run is None:
+            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+        return run
+
+    async def wait_ended(self, run_id: str) -> Run:
+        """Wait until the run has ended."""
+        entry = self._entries.get(run_id)
+        if entry is None or entry.settled:
+            run = await self.find_run(run_id)
+            if run.ended:
+                return run
+            entry = self._entries.get(run_id)
+            if entry is None or self._state == "closed":
+                raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
+        failure = self._services.pipeline.failure
+        if failure is not None:
+            raise LogFencedError(f"the store failed, the run goes on in the next process: {failure}") from failure
+        waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        return await waiter
+
+    async def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+        """All records above `after`: those that are there, then live ones, until the run has ended."""
+        await self.find_run(run_id)
+        subscription = self._hub.subscribe(run_id)
+        try:
+            while True:
+                subscription.lagging = False
+                page = await self._store.history(run_id, after, PAGE)
+                for record in page:
+                    after = record.seq
+                    yield record
+                if len(page) == PAGE:
+                    continue
+                run = await self.find_run(run_id)
+                if run.ended and after >= run.seq:
+                    return
+                while not subscription.lagging:
+                    for record in subscription.drain():
+                        if record.seq > after or "ephemeral" in record.head:
+                            after = max(after, record.seq)
+                            yield record
+                            if record.kind in ENDS:
+                                return
+                    if self._state != "open" or self._services.pipeline.failure is not None:
+                        raise ShuttingDownError(f"the application is closing; go on from seq {after} when it is open again")
+                    await subscription.wait()
+        finally:
+            self._hub.unsubscribe(run_id, subscription)
+
+    async def children_of(self, run_id: str) -> Sequence[Run]:
+        """The runs that this run started, in order."""
+        await self.find_run(run_id)
+        found: list[Run] = []
+        after: str | None = None
+        while page := await self._store.query(RunFilter(parent_id=run_id, after=after, limit=PAGE)):
+            found += page
+            after = page[-1].run_id
+        return found
+
+    def statistics(self) -> dict[str, int]:
+        """How much is going on."""
+        scheduler = self._lifecycle.scheduler
+        return {
+            "loaded": len(self._entries),
+            "running": scheduler.running,
+            "queued": scheduler.queued,
+            "orphaned": sum(map(len, self._lifecycle.orphans.values())),
+            "subscribers": len(self._hub),
+        }
+
+    # --- control ----------------------------------------------------------------------------------------------------------------
+
+    async def _command(self, run_id: str, command: Command) -> None:
+        """Have a run decide a command, durably."""
+        self._check_open()
+        entry = self._entries.get(run_id)
+        if entry is None:
+            entry = Entry(await self.find_run(run_id))
+            entry = self._entries.setdefault(run_id, entry)
+            entry.settled = entry.run.ended
+        try:
+            self._services.pipeline.stage(entry, command)
+            await self._services.pipeline.durable(entry)
+        finally:
+            if entry.run.ended and entry.settled and entry.task is None:
+                self._entries.pop(run_id, None)
+
+    async def cancel_run(self, run_id: str, reason: str | None) -> None:
+        """Cancel the run and all that belongs to it."""
+        await self._command(run_id, Cancel(reason))
+
+    async def stop_run(self, run_id: str, reason: str | None) -> None:
+        """Suspend the run."""
+        await self._command(run_id, Suspend(reason))
+
+    async def resume_run(self, run_id: str) -> None:
+        """Go on with a suspended run."""
+        await self._command(run_id, Resume())
+
+    async def retry_run(self, run_id: str) -> None:
+        """Try a failed run again."""
+        await self._command(run_id, Revive())
+
+    async def discard_run(self, run_id: str) -> None:
+        """Take a dead letter off the list."""
+        await self._command(run_id, Discard())
+
+    async def send_signal(self, run_id: str, name: str, payload: object) -> None:
+        """Put a signal into the run's mailbox."""
+        if not isinstance(name, str) or not 1 <= len(name) <= 200:
+            raise TransitionError(f"a signal's name must be a str of 1 to 200 characters, got {name!r:.100}")
+        await self._command(run_id, Send(name, self._codec.encode(payload), self._config.engine.signals_max))
+
+
+def _known(name: str) -> bool:
+    """Whether the code has a step or task of this name, or it is a call of durable's own."""
+    return has_step(name) or find_task(name) is not None or name in ("sleep", "timeout", "now", "wait_for") or name.startswith("start:")
+
+
+def _tell(entry: Entry, error: Exception) -> None:
+    for waiter in entry.waiters:
+        if not waiter.done():
+            waiter.set_exception(error)
+    entry.waiters.clear()

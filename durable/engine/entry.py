@@ -1,0 +1,71 @@
+"""`Entry`: a run that this process has in hand.
+
+Law: `run` is the state with everything that has been decided, durable or not, and is seen by `decide` only; what anybody else sees comes
+from the store, and so was durable before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.tasks.host import UserContext
+
+
+class Running(Protocol):
+    """A running attempt, as the engine sees it."""
+
+    def committed(self, batch: list[Record]) -> None:
+        """Results of its calls became durable."""
+        ...
+
+    def received(self, name: str) -> None:
+        """A signal came."""
+        ...
+
+    @property
+    def idle(self) -> bool:
+        """Whether the body only waits: for a time, a signal or a child."""
+        ...
+
+    def interrupt(self) -> None:
+        """Stop the body."""
+        ...
+
+
+class Unit:
+    """Records that become durable together, and who waits for that."""
+
+    __slots__ = ("items", "waiters")
+
+    def __init__(self) -> None:
+        self.items: list[tuple[Entry, Record]] = []
+        self.waiters: list[asyncio.Future[Any]] = []
+
+
+class Entry:
+    """A loaded run."""
+
+    __slots__ = ("children", "execution", "identity", "queued", "run", "settled", "slot", "task", "timer", "unit", "waiters")
+
+    def __init__(self, run: Run, identity: UserContext | None = None) -> None:
+        self.run = run
+        self.identity = identity
+        #: Records decided and not yet handed to the store.
+        self.unit: Unit | None = None
+        #: The asyncio task that runs the body.
+        self.task: asyncio.Task[None] | None = None
+        self.execution: Running | None = None
+        #: Whether it holds one of the running slots.
+        self.slot = False
+        #: Whether it waits for a slot.
+        self.queued = False
+        self.timer: asyncio.TimerHandle | None = None
+        #: Those who wait for the end.
+        self.waiters: list[asyncio.Future[Run]] = []
+        #: Loaded runs that belong to this one and have not ended.
+        self.children: set[str] = set()
+        #: Whether its end has been told.
+        self.settled = False

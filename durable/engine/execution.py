@@ -1,0 +1,182 @@
+"""`Execution`: an attempt as its body sees it: what the functions of `durable`, and the context, do in a body.
+
+Law: everything that could come out differently another time goes through a recorded call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Coroutine
+from datetime import datetime, timezone
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from durable.clock import fraction_of, uuid4_of
+from durable.core.records import Kind, Record
+from durable.core.status import Status
+from durable.engine.attempt import Attempt
+from durable.engine.offspring import run_child, spawn
+from durable.engine.scopes import StepScope, step_key
+from durable.engine.steps import run_step
+from durable.engine.waits import receive, run_timer
+from durable.errors import DuplicateStepError, StepContextError
+from durable.tasks.definition import StartOptions, StepDefinition, TaskDefinition
+from durable.tasks.handle import Event, to_event
+from durable.tasks.host import Host, current_scope
+
+
+class Execution(Attempt):
+    """The scope of a body, and the backing of its context."""
+
+    # --- what the body may ask for: Scope ---------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> Host:
+        """The application that runs it."""
+        return self.services.host
+
+    def call_step(self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """A recorded step."""
+        known = self._steps.setdefault(step.name, step.facts.function)
+        if known is not step.facts.function:
+            raise DuplicateStepError(
+                f"run {self.run_id} calls two different functions as step {step.name!r}: {known.__module__}.{known.__qualname__} and "
+                f"{step.facts.function.__module__}.{step.facts.function.__qualname__}; pass name= to one of them"
+            )
+        call = self.number(step.name, self.identity(args, kwargs))
+        return self.perform(call, lambda: run_step(self, call, step, args, kwargs))
+
+    def call_task(
+        self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """A child run that belongs to this one."""
+        arguments = task.facts.bind(args, kwargs, task.name)
+        call = self.number(task.name, self.identity(args, kwargs))
+        return self.perform(call, lambda: run_child(self, call, task, options, arguments))
+
+    async def start_task(
+        self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, str | None]:
+        """A run of its own, started once."""
+        arguments = task.facts.bind(args, kwargs, task.name)
+        call = self.number(f"start:{task.name}", self.identity(args, kwargs))
+        run_id, key = await self.perform(call, lambda: spawn(self, call, task, options, arguments))
+        return run_id, key
+
+    async def sleep(self, seconds: float) -> None:
+        """A recorded sleep."""
+        call = self.number("sleep", repr(seconds).encode())
+        await self.perform(call, lambda: run_timer(self, call, seconds))
+
+    async def deadline(self, seconds: float) -> Coroutine[Any, Any, Any] | None:
+        """A recorded deadline."""
+        call = self.number("timeout", repr(seconds).encode())
+        return self.perform(call, lambda: run_timer(self, call, seconds))
+
+    async def wait_for(self, name: str, timeout: float | None) -> Any:
+        """A signal."""
+        call = self.number("wait_for", self.services.codec.identity(name))
+        return await self.perform(call, lambda: receive(self, call, name, timeout))
+
+    def now(self) -> datetime:
+        """The recorded time."""
+        call = self.number("now", b"")
+        record = self.memo.result(call)
+        if record is None:
+            stamp = self.services.clock.now()
+            self.note(Kind.STEP_COMPLETED, call, self.services.codec.encode(stamp))
+            self._unsynced_value = True
+        else:
+            stamp = self.services.codec.decode(record.payload or b"0.0", float)  # type: ignore[assignment]
+        return datetime.fromtimestamp(stamp, timezone.utc)
+
+    def uuid4(self) -> UUID:
+        """A UUID that follows from the run and the number of the call: nothing to record, nothing to lose."""
+        return uuid4_of(self._derived("uuid4"))
+
+    def random(self) -> float:
+        """A number in [0, 1) that follows from the run and the number of the call."""
+        return fraction_of(self._derived("random"))
+
+    def _derived(self, what: str) -> bytes:
+        count = self._counters[what] = self._counters.get(what, 0) + 1
+        # A body that recovers by hand takes another path than before: what it draws must not equal what it drew then.
+        salt = self._base_seq if self.manual and self.recovered else 0
+        text = f"{self.services.store.store_id}:{self.run_id}:{what}:{count}:{salt}"
+        return sha256(text.encode()).digest()
+
+    # --- what the context asks for: Backing -------------------------------------------------------------------------------------
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether the application is closing."""
+        return self.services.closing.is_set()
+
+    async def wait_shutting_down(self) -> None:
+        """Return once the application is closing."""
+        await self.services.closing.wait()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the body is repeating what it did before."""
+        return self.memo.replaying
+
+    def previous_events(self) -> list[Event]:
+        """What the body emitted before this attempt; asking for it takes recovery into the body's hands."""
+        if not self.manual:
+            self.manual = True
+            self.memo.loosen()
+        if self._previous is None:
+            self._previous = [to_event(record, self.services.codec) for record in self.memo.events]
+        return self._previous
+
+    def step_key(self) -> str:
+        """The idempotency key of the step that is running."""
+        scope = current_scope.get()
+        if not isinstance(scope, StepScope):
+            raise StepContextError("step_key() is for steps: call it inside one")
+        return step_key(self.run_id, scope.call)
+
+    async def emit(self, name: str, value: object, ephemeral: bool) -> None:
+        """Record an event; durable when this returns."""
+        payload = self.services.codec.encode(value)
+        if ephemeral:
+            if not self.memo.replaying:
+                self._publish_ephemeral(name, payload)
+            return
+        scope = current_scope.get()
+        if isinstance(scope, StepScope):
+            self.note(Kind.EVENT, (name, b"", 0), payload, {"step": scope.label})
+            await self.services.pipeline.durable(self.entry)
+            return
+        call = self.number(name, payload)
+
+        async def live() -> Record:
+            return await self.settle(call, Kind.EVENT, payload)
+
+        await self.perform(call, live)
+
+    def emit_nowait(self, name: str, value: object) -> None:
+        """Record an event with the next commit."""
+        payload = self.services.codec.encode(value)
+        scope = current_scope.get()
+        if isinstance(scope, StepScope):
+            if threading.get_ident() != self._thread:
+                self.loop.call_soon_threadsafe(self._note_late, name, payload, scope.label)
+            else:
+                self.note(Kind.EVENT, (name, b"", 0), payload, {"step": scope.label})
+            return
+        call = self.number(name, payload)
+        if self.memo.result(call) is None:
+            self.note(Kind.EVENT, call, payload)
+
+    def _note_late(self, name: str, payload: bytes, label: str) -> None:
+        if self.entry.run.status is Status.RUNNING:
+            self.note(Kind.EVENT, (name, b"", 0), payload, {"step": label})
+
+    def _publish_ephemeral(self, name: str, payload: bytes) -> None:
+        run = self.entry.run
+        record = Record(run.run_id, run.seq, Kind.EVENT, self.services.clock.now(), run.attempt, name, payload=payload)
+        record.head = {"ephemeral": True}
+        self.services.hub.publish(record)

@@ -1,0 +1,206 @@
+"""What the engine does about a record, once it is durable.
+
+Law: each effect of `core.react` has one method here, and nothing else runs, stops or settles a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import copy_context
+
+from durable.core.commands import Begin, Cancel, Recover
+from durable.core.memo import Memo
+from durable.core.react import REACTIONS, Effect
+from durable.core.records import Kind, Record
+from durable.core.status import Status
+from durable.engine.body import run_body
+from durable.engine.entry import Entry, Unit
+from durable.engine.execution import Execution
+from durable.engine.scheduler import Scheduler
+from durable.engine.services import Services
+from durable.errors import DurableError, StorageError
+from durable.tasks.definition import TaskDefinition
+from durable.tasks.host import UserContext, current_identity, current_scope
+from durable.tasks.registry import find_task
+
+logger = logging.getLogger("durable.engine")
+
+
+class Lifecycle:
+    """Acts on durable records."""
+
+    services: Services
+    scheduler: Scheduler
+
+    def __init__(self, entries: dict[str, Entry]) -> None:
+        self._entries = entries
+        self._loop = asyncio.get_running_loop()
+        #: Runs whose task no imported module defines, by task.
+        self.orphans: dict[str, list[Entry]] = {}
+        #: Bodies that ignored being cancelled.
+        self.abandoned: set[asyncio.Task[None]] = set()
+        self._base = copy_context()
+        self._base.run(current_scope.set, None)
+        self._base.run(current_identity.set, None)
+        self._handlers: dict[Effect, Callable[[Entry, Record], None]] = {
+            Effect.SCHEDULE: self._schedule,
+            Effect.EXECUTE: self._execute,
+            Effect.RECEIVE: self._receive,
+            Effect.INTERRUPT: self._interrupt,
+            Effect.SETTLE: self._settle,
+        }
+
+    def publish(self, unit: Unit) -> None:
+        """Act on the records of a unit."""
+        hub, handlers = self.services.hub, self._handlers
+        results: dict[int, tuple[Entry, list[Record]]] | None = None
+        for entry, record in unit.items:
+            hub.publish(record)
+            for effect in REACTIONS[record.kind]:
+                if effect is not Effect.DELIVER:
+                    handlers[effect](entry, record)
+                elif entry.execution is not None:
+                    if results is None:
+                        results = {}
+                    results.setdefault(id(entry), (entry, []))[1].append(record)
+        if results is not None:
+            for entry, batch in results.values():
+                if entry.execution is not None:
+                    entry.execution.committed(batch)
+
+    def begin(self, entry: Entry) -> None:
+        """Stage the beginning of a run that has its slot: of its attempt, or of its recovery."""
+        definition = find_task(entry.run.task)
+        if definition is None:
+            self.scheduler.release(entry)
+            self.orphans.setdefault(entry.run.task, []).append(entry)
+            return
+        try:
+            if entry.run.status is Status.READY:
+                self.services.pipeline.stage(entry, Begin())
+            else:
+                limit = definition.max_recoveries
+                most = self.services.settings.max_recoveries if limit is None else limit
+                self.services.pipeline.stage(entry, Recover("crash", most))
+        except StorageError:
+            return  # the store failed; the next process goes on
+
+    def task_defined(self, name: str) -> None:
+        """A module that defines this task was imported: its orphans go on."""
+        for entry in self.orphans.pop(name, ()):
+            if not entry.run.ended:
+                self.scheduler.schedule(entry)
+
+    # --- effects ----------------------------------------------------------------------------------------------------------------
+
+    def _schedule(self, entry: Entry, record: Record) -> None:
+        if entry.run.status is not Status.READY or self.services.closing.is_set():
+            return
+        entry.settled = False
+        if find_task(entry.run.task) is None:
+            self.orphans.setdefault(entry.run.task, []).append(entry)
+        else:
+            self.scheduler.schedule(entry)
+
+    def _execute(self, entry: Entry, record: Record) -> None:
+        definition = find_task(entry.run.task)
+        if entry.run.status is not Status.RUNNING or definition is None:
+            self.scheduler.release(entry)
+            if definition is None:
+                self.orphans.setdefault(entry.run.task, []).append(entry)
+            return
+        context = self._base.copy()
+        identity = entry.identity or (UserContext(entry.run.user) if entry.run.user else None)
+        if identity is not None:
+            context.run(current_identity.set, identity)
+        previous = entry.task
+        entry.task = self._loop.create_task(self._attempt(entry, definition, record, previous), context=context)
+
+    async def _attempt(
+        self, entry: Entry, definition: TaskDefinition, record: Record, previous: asyncio.Task[None] | None
+    ) -> None:
+        task = asyncio.current_task()
+        try:
+            if previous is not None and not previous.done():
+                await asyncio.wait((previous,))  # two attempts of one run never overlap
+            fresh = record.kind is Kind.STARTED and record.seq == 2
+            if fresh:
+                memo, recovered = Memo(), False
+            else:
+                history = await self.services.store.history(entry.run.run_id)
+                history = [known for known in history if known.seq <= record.seq]
+                memo = Memo(history, record.attempt)
+                recovered = record.kind is Kind.RECOVERED or any(
+                    known.kind is Kind.STARTED and known.attempt == record.attempt and known.seq < record.seq
+                    for known in history
+                )
+            if entry.run.status is not Status.RUNNING:
+                return
+            execution = Execution(self.services, entry, definition, memo, recovered)
+            entry.execution = execution
+            await run_body(execution)
+        except DurableError as error:
+            logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
+        finally:
+            if entry.task is task:
+                entry.task = None
+                entry.execution = None
+                self._body_ended(entry)
+
+    def _body_ended(self, entry: Entry) -> None:
+        self.scheduler.release(entry)
+        if entry.settled:
+            self._entries.pop(entry.run.run_id, None)
+        elif entry.run.status is Status.READY and not self.services.closing.is_set() and entry.unit is None:
+            self.scheduler.schedule(entry)  # it was made ready again while its old body was still ending
+
+    def _receive(self, entry: Entry, record: Record) -> None:
+        if entry.execution is not None:
+            entry.execution.received(record.name)
+
+    def _interrupt(self, entry: Entry, record: Record) -> None:
+        self.scheduler.forget(entry)
+        if entry.execution is not None:
+            entry.execution.interrupt()
+        elif entry.task is not None:
+            entry.task.cancel()
+        if entry.task is not None:
+            self._loop.call_later(self.services.settings.cancel_grace_seconds, self._abandon, entry, entry.task)
+
+    def _abandon(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        if task.done():
+            return
+        logger.warning(
+            "the body of run %s (task %s) ignores that it was stopped; it is abandoned and can record nothing more",
+            entry.run.run_id, entry.run.task,
+        )  # fmt: skip
+        self.abandoned.add(task)
+        task.add_done_callback(self.abandoned.discard)
+        if entry.task is task:
+            entry.task = None
+            entry.execution = None
+            self._body_ended(entry)
+
+    def _settle(self, entry: Entry, record: Record) -> None:
+        run = entry.run
+        entry.settled = True
+        self.scheduler.forget(entry)
+        if entry.waiters:
+            ended = run.copy()
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_result(ended)
+            entry.waiters.clear()
+        for child_id in list(entry.children):
+            child = self._entries.get(child_id)
+            if child is not None and not child.run.ended:
+                self.services.pipeline.stage(child, Cancel(f"its parent {run.run_id} is {run.status}"))
+        if run.parent_id is not None:
+            parent = self._entries.get(run.parent_id)
+            if parent is not None:
+                parent.children.discard(run.run_id)
+        if entry.task is None:
+            self.scheduler.release(entry)
+            self._entries.pop(run.run_id, None)

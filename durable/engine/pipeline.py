@@ -1,0 +1,174 @@
+"""The pipeline: decisions in, durable records out.
+
+Law: each decision sees all earlier ones (they are applied at once, to the entry alone); effects, answers and results come only after the
+store acknowledged the record. While one commit is in flight the next batch gathers: no timer, no window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from durable.clock import Clock
+from durable.core.commands import Command
+from durable.core.decide import decide
+from durable.core.records import Record
+from durable.core.run import apply
+from durable.engine.entry import Entry, Unit
+from durable.errors import DurableError, LogFencedError, StorageError, StorageFullError
+from durable.store.base import Store
+
+logger = logging.getLogger("durable.engine")
+
+#: Wait between tries while the disk is full, seconds.
+FULL_RETRY_SECONDS = 0.5
+
+
+class Pipeline:
+    """Gathers records and commits them in batches.
+
+    Arguments:
+        publish: called for each unit once it is durable.
+        on_failure: called once, when the store takes nothing more.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        records_max: int,
+        *,
+        publish: Callable[[Unit], None],
+        on_failure: Callable[[StorageError], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._records_max = records_max
+        self._publish = publish
+        self._on_failure = on_failure
+        self._pending: list[Unit] = []
+        self._in_flight: list[Unit] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._closing = False
+        self.failure: StorageError | None = None
+
+    def open(self) -> None:
+        """Start committing."""
+        self._worker = asyncio.get_running_loop().create_task(self._work(), name="durable-pipeline")
+
+    async def close(self) -> None:
+        """Commit what is pending, then stop."""
+        self._closing = True
+        self._kick()
+        if self._worker is not None:
+            await self._worker
+
+    def stage(self, entry: Entry, command: Command, *, join: Unit | None = None) -> list[Record]:
+        """Decide a command and put its records into the next commit. Raises what `decide` raises, and the store's failure.
+
+        With `join` they become durable together with that unit's records.
+        """
+        if self.failure is not None:
+            raise LogFencedError(str(self.failure)) from self.failure
+        run = entry.run
+        records = decide(run, command, self._clock.now(), self._records_max)
+        unit = entry.unit
+        if unit is None:
+            if join is not None and join in self._pending:
+                unit = entry.unit = join
+            elif records:
+                unit = entry.unit = Unit()
+                self._pending.append(unit)
+                self._kick()
+        elif join is not None and join is not unit:
+            self._merge(unit, join)
+        for record in records:
+            apply(run, record)
+            unit.items.append((entry, record))  # type: ignore[union-attr]  # there is a unit where there are records
+        return records
+
+    def _merge(self, unit: Unit, other: Unit) -> None:
+        unit.items.extend(other.items)
+        unit.waiters.extend(other.waiters)
+        for entry, _ in other.items:
+            entry.unit = unit
+        self._pending.remove(other)
+
+    def durable(self, entry: Entry) -> asyncio.Future[None]:
+        """A future that is done when everything staged for the entry is durable."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if entry.unit is not None:
+            entry.unit.waiters.append(waiter)
+        else:
+            for unit in self._in_flight:
+                if any(other is entry for other, _ in unit.items):
+                    unit.waiters.append(waiter)
+                    break
+            else:
+                waiter.set_result(None)
+        return waiter
+
+    def _kick(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._pending:
+                if self._closing:
+                    return
+                self._wake = loop.create_future()
+                await self._wake
+                continue  # one turn has passed: what else became runnable in it has staged its records too
+            units = self._in_flight = self._pending
+            self._pending = []
+            for unit in units:
+                for entry, _ in unit.items:
+                    entry.unit = None
+            try:
+                await self._commit(units)
+            except StorageError as error:
+                self._fail(error, units)
+                return
+            self._in_flight = []
+            for unit in units:
+                self._publish(unit)
+                for waiter in unit.waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+            await asyncio.sleep(0)  # those who were told stage their next records first, and share one commit
+
+    async def _commit(self, units: list[Unit]) -> None:
+        batch = [[record for _, record in unit.items] for unit in units]
+        told = False
+        while True:
+            try:
+                await self._store.commit(batch)
+                return
+            except StorageFullError as error:
+                if not told:
+                    logger.error("the disk is full: work waits until there is room again (%s)", error)
+                    told = True
+                await asyncio.sleep(FULL_RETRY_SECONDS)
+                if self._closing:
+                    raise
+
+    def _fail(self, error: StorageError, units: list[Unit]) -> None:
+        self.failure = error
+        logger.critical("the store failed and takes nothing more in this process: %s", error)
+        for unit in (*units, *self._pending):
+            for waiter in unit.waiters:
+                if not waiter.done():
+                    waiter.set_exception(_outcome_unknown(error))
+        self._pending = []
+        self._in_flight = []
+        self._on_failure(error)
+
+
+def _outcome_unknown(error: StorageError) -> DurableError:
+    fenced = LogFencedError(f"the outcome is unknown: {error}")
+    fenced.__cause__ = error
+    return fenced

@@ -1,0 +1,95 @@
+"""The scheduler: which run begins when.
+
+Law: never more than `max_running` runs hold a slot; of those that wait, higher priority first, then the older. A child that its parent
+waits for takes no slot of its own: its parent holds one for it, and could not end otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+from durable.clock import Clock
+from durable.core.status import Status
+from durable.engine.entry import Entry
+
+#: Longest that a timer runs before the wall clock is looked at again, seconds: it may have been set.
+TIMER_SECONDS_MAX = 3600.0
+
+
+class Scheduler:
+    """Slots, and the queue for them.
+
+    Arguments:
+        begin: stages the beginning of a run that has its slot.
+    """
+
+    def __init__(self, clock: Clock, max_running: int, begin: Callable[[Entry], None]) -> None:
+        self._clock = clock
+        self._max_running = max_running
+        self._begin = begin
+        self._queue: list[tuple[int, float, str, Entry]] = []
+        self.running = 0
+        self.closed = False
+
+    @property
+    def queued(self) -> int:
+        """Runs that wait for a slot."""
+        return len(self._queue)
+
+    def try_slot(self, entry: Entry) -> bool:
+        """Take a slot for a run that begins at once, if there is one."""
+        if self.closed or (not entry.run.attached and (self._queue or self.running >= self._max_running)):
+            return False
+        self._take(entry)
+        return True
+
+    def schedule(self, entry: Entry) -> None:
+        """Let the run begin at its time, when there is a slot."""
+        if self.closed or entry.slot or entry.queued:
+            return
+        wait = entry.run.not_before - self._clock.now()
+        if wait > 0:
+            if entry.timer is None:
+                loop = asyncio.get_running_loop()
+                entry.timer = loop.call_later(min(wait, TIMER_SECONDS_MAX), self._due, entry)
+            return
+        if self.try_slot(entry):
+            self._begin(entry)
+        else:
+            entry.queued = True
+            run = entry.run
+            heapq.heappush(self._queue, (-run.priority, run.created_at, run.run_id, entry))
+
+    def release(self, entry: Entry) -> None:
+        """Give the slot back, and begin who is next."""
+        if entry.slot:
+            entry.slot = False
+            if not entry.run.attached:
+                self.running -= 1
+        self._fill()
+
+    def forget(self, entry: Entry) -> None:
+        """The run no longer wants to begin."""
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+
+    def _take(self, entry: Entry) -> None:
+        entry.slot = True
+        if not entry.run.attached:
+            self.running += 1
+
+    def _due(self, entry: Entry) -> None:
+        entry.timer = None
+        if entry.run.status is Status.READY:
+            self.schedule(entry)
+
+    def _fill(self) -> None:
+        while self._queue and self.running < self._max_running and not self.closed:
+            entry = heapq.heappop(self._queue)[3]
+            entry.queued = False
+            if entry.run.status in (Status.READY, Status.RUNNING) and not entry.slot:
+                self._take(entry)
+                self._begin(entry)

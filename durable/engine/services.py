@@ -1,0 +1,58 @@
+"""`Services`: what the execution of a run needs of its application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from durable.clock import Clock, Entropy
+from durable.codec import Codec
+from durable.config import EngineSettings
+from durable.core.run import Run
+from durable.engine.entry import Entry
+from durable.engine.invoke import Invoker
+from durable.engine.pipeline import Pipeline
+from durable.events.hub import Hub
+from durable.store.base import Store
+from durable.tasks.definition import StartOptions, TaskDefinition
+from durable.tasks.host import Host
+
+
+class Families(Protocol):
+    """Starting and following other runs from within a run."""
+
+    async def start_child(
+        self, parent: Entry, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
+        *, attached: bool, note: Callable[[str, str | None], None],
+    ) -> tuple[str, str | None]:  # fmt: skip
+        """Start a run that belongs to `parent`; `note(run_id, key)` stages what the parent records of it, durable together with it."""
+        ...
+
+    async def wait_ended(self, run_id: str) -> Run:
+        """Wait until the run has ended."""
+        ...
+
+    async def cancel_run(self, run_id: str, reason: str | None) -> None:
+        """Cancel the run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the execution of a run needs of its application."""
+
+    host: Host
+    families: Families
+    store: Store
+    pipeline: Pipeline
+    hub: Hub
+    invoker: Invoker
+    codec: Codec
+    codecs: Callable[[str | None], Codec]
+    clock: Clock
+    entropy: Entropy
+    settings: EngineSettings
+    has_step: Callable[[str], bool]
+    closing: asyncio.Event

@@ -1,0 +1,74 @@
+"""Running a step: its tries, its time limit, its outcome.
+
+Law: a failed try is recorded before the next one waits, so that a crash does not give a step its tries anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from durable.clock import fraction_of
+from durable.core.records import Call, Kind, Record
+from durable.engine.attempt import Attempt
+from durable.engine.scopes import StepScope
+from durable.errors import PayloadError, StepTimeoutError
+from durable.tasks.definition import StepDefinition
+from durable.tasks.failure import describe
+from durable.tasks.host import current_scope
+
+
+async def run_step(
+    attempt: Attempt, call: Call, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Record:
+    """Run a step that has no recorded outcome, record what came of it, and return the record once it is handed back."""
+    await attempt.values_durable()
+    services = attempt.services
+    scope = StepScope(services.host, services.clock, services.entropy, attempt.run_id, call, f"step {step.name!r}")
+    if step.facts.takes_context:
+        args = (attempt.context, *args)
+    marker = attempt.memo.marker(call)
+    number = 1 if marker is None else int(marker.head.get("try", 0)) + 1
+    token = current_scope.set(scope)
+    attempt.busy += 1
+    try:
+        while True:
+            try:
+                value = await _one_try(attempt, step, args, kwargs)
+                payload = services.codecs(step.codec).encode(value)
+                break
+            except asyncio.CancelledError:
+                attempt.note_cancelled(call)
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+                retry = step.retry
+                if number >= retry.max_attempts or not retry.allows(error) or isinstance(error, PayloadError):
+                    return await attempt.settle_failure(call, error)
+                wait = retry.wait_after(number, fraction_of(services.entropy.token_bytes(7)))
+                head = {"try": number, "wait": wait, **describe(error, services.codec).head()}
+                attempt.note(Kind.STEP_RETRYING, call, None, head)
+            number += 1
+            try:
+                await asyncio.sleep(wait)
+            except asyncio.CancelledError:
+                attempt.note_cancelled(call)
+                raise
+    finally:
+        attempt.busy -= 1
+        current_scope.reset(token)
+    return await attempt.settle(call, Kind.STEP_COMPLETED, payload, {"codec": step.codec} if step.codec else None)
+
+
+async def _one_try(attempt: Attempt, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    invoker = attempt.services.invoker
+    if step.timeout is None:
+        return await invoker.call(step.facts, args, kwargs, step.isolate)
+    limit = asyncio.timeout(step.timeout)
+    try:
+        async with limit:
+            return await invoker.call(step.facts, args, kwargs, step.isolate)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the step's own
+        message = f"step {step.name!r} took longer than its timeout of {step.timeout:g} s"
+        raise StepTimeoutError(message, error_type="durable.errors.StepTimeoutError", reason=message) from error

@@ -1,0 +1,1 @@
+"""Live delivery of records to subscribers."""

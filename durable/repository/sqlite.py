@@ -1,0 +1,336 @@
+"""The repository in one SQLite file.
+
+Law: one connection writes and checkpoints; all others are query-only and never checkpoint (so the WAL-reset bug of SQLite before
+3.51.3 cannot be met). WAL and synchronous=FULL are read back after they are set. A batch and its position are one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import aiosqlite
+
+from durable.core.query import RunFilter
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.core.wire import decode_record
+from durable.errors import RepositoryUnavailableError, StorageError, StoreFormatError, StoreMismatchError
+from durable.repository.base import RecordRefusedError, RepositoryState
+from durable.repository.projection import RecordRow, RunRow, run_of, text
+
+SCHEMA_VERSION = 1
+MIGRATIONS = {1: "0001_initial.sql"}
+#: Most rows that are fetched and decoded in one turn of the event loop (about 3 ms).
+SLICE_ROWS = 200
+#: Most ids in one `IN (...)`.
+IDS_MAX = 500
+
+_RUN = "SELECT run_id, state, input, result FROM runs"
+_FIND_KEY = f"{_RUN} WHERE key = ? AND user IS ?"
+_EVENTS = "SELECT seq, batch, body FROM records WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
+_META = "SELECT key, value FROM meta"
+_TABLES = "SELECT count(*) FROM sqlite_master"
+_ADOPT = "UPDATE meta SET value = ? WHERE key = 'store_id' AND value IS NULL"
+_POSITION = "UPDATE meta SET value = ? WHERE key = 'position'"
+_PUT_RECORD = "INSERT OR IGNORE INTO records (run_id, seq, batch, body) VALUES (?, ?, ?, ?)"
+_PUT_RUN = """
+    INSERT INTO runs (run_id, task, status, user, key, parent_id, seq, created_at, ended_at, open, dead, state, input, result)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (run_id) DO UPDATE SET
+        status = excluded.status, seq = excluded.seq, ended_at = excluded.ended_at, open = excluded.open, dead = excluded.dead,
+        state = excluded.state, result = excluded.result
+    WHERE excluded.seq > runs.seq
+"""
+
+_REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError)
+_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class SqliteRepository:
+    """See `durable.repository.base.Repository`.
+
+    Arguments:
+        path: the database file; made, with mode 0600, by `initialize`.
+        busy_timeout_seconds: how long to wait for a lock that another process (a backup, a shell) holds.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout_seconds: float = 10.0) -> None:
+        self._path = os.path.abspath(os.fspath(path))
+        self._busy_timeout_seconds = busy_timeout_seconds
+        self._writer: aiosqlite.Connection | None = None
+        #: One for lookups and one for queries that may take long, so that these do not hold up those.
+        self._lookups: aiosqlite.Connection | None = None
+        self._scans: aiosqlite.Connection | None = None
+        self._empty = False
+
+    # -- opening
+
+    async def peek(self) -> RepositoryState:
+        self._empty = not os.path.exists(self._path) or not os.path.getsize(self._path)
+        if self._empty:
+            return RepositoryState(None, None)
+        async with self._guarded():
+            uri = f"file:{quote(self._path)}?mode=ro"
+            # Without a WAL file nobody writes and all is in the one file: `immutable` keeps SQLite from making a WAL file only to read.
+            # With one, `readonly_shm` keeps it from changing the index that it shares with the writer.
+            uri += "&readonly_shm=1" if os.path.exists(f"{self._path}-wal") else "&immutable=1"
+            self._lookups = self._scans = connection = await self._connect(uri)
+            await connection.execute("PRAGMA query_only = ON")
+            return await self._state(connection, read_only=True)
+
+    async def initialize(self) -> RepositoryState:
+        await self.close()
+        self._empty = False
+        os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+        await self._refuse_newer()
+        async with self._guarded():
+            self._create_file()
+            uri = f"file:{quote(self._path)}?mode=rw"
+            self._writer = writer = await self._connect(uri)
+            await self._set(writer, "journal_mode", "WAL", "wal")
+            await self._set(writer, "synchronous", "FULL", 2)
+            await writer.execute("PRAGMA trusted_schema = OFF")
+            state = await self._migrate(writer)
+            self._lookups, self._scans = await self._reader(uri), await self._reader(uri)
+            return state
+
+    async def adopt(self, store_id: str) -> None:
+        writer = self._writing()
+        async with self._guarded(), _transaction(writer):
+            cursor = await writer.execute(_ADOPT, (store_id,))
+            if cursor.rowcount != 1:
+                raise StoreMismatchError(f"{self._path} belongs to a store already; it cannot be given to store {store_id}")
+
+    async def close(self) -> None:
+        readers = {self._lookups, self._scans}
+        writer, self._writer, self._lookups, self._scans = self._writer, None, None, None
+        # The writer last: the last one to leave checkpoints and removes the WAL.
+        for connection in (*readers, writer):
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    await connection.close()
+
+    async def _connect(self, uri: str) -> aiosqlite.Connection:
+        return await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=self._busy_timeout_seconds)
+
+    async def _reader(self, uri: str) -> aiosqlite.Connection:
+        reader = await self._connect(uri)
+        await reader.execute("PRAGMA query_only = ON")
+        await reader.execute("PRAGMA wal_autocheckpoint = 0")
+        return reader
+
+    async def _set(self, connection: aiosqlite.Connection, name: str, wanted: str, expected: object) -> None:
+        await connection.execute(f"PRAGMA {name} = {wanted}")
+        found = (await _rows(connection, f"PRAGMA {name}"))[0][0]
+        if found != expected:
+            raise StorageError(
+                f"{self._path}: SQLite answers {name} = {found!r}, but durable needs {expected!r}; "
+                "put the store on a local file system that supports shared memory and locks"
+            )
+
+    def _create_file(self) -> None:
+        if os.path.exists(self._path):
+            for path in (self._path, f"{self._path}-wal", f"{self._path}-shm"):
+                with suppress(FileNotFoundError):
+                    if stat.S_IMODE(os.stat(path).st_mode) != 0o600:
+                        os.chmod(path, 0o600)
+            return
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(fd, 0o600)  # whatever the umask says; SQLite gives -wal and -shm the mode of the database
+        finally:
+            os.close(fd)
+        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    async def _refuse_newer(self) -> None:
+        """A look at the version that writes nothing, since even opening for writing may recover and checkpoint."""
+        try:
+            await self.peek()
+            found = await self._meta() if not self._empty else {}
+        finally:
+            await self.close()
+            self._empty = False
+        if found and found["schema_version"] > SCHEMA_VERSION:
+            raise self._newer(found["schema_version"])
+
+    async def _meta(self) -> dict[str, Any]:
+        if self._lookups is None:
+            return {}
+        async with self._guarded():
+            if not (await _rows(self._lookups, _TABLES))[0][0]:
+                return {}
+            return dict(await _rows(self._lookups, _META))
+
+    def _newer(self, version: int) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self._path} has schema {version}, this durable knows schemas up to {SCHEMA_VERSION}; open it with a newer durable"
+        )
+
+    async def _state(self, connection: aiosqlite.Connection, *, read_only: bool) -> RepositoryState:
+        if not (await _rows(connection, _TABLES))[0][0]:
+            self._empty = read_only
+            return RepositoryState(None, None)
+        meta = dict(await _rows(connection, _META))
+        if not {"schema_version", "reader_min", "store_id", "position"} <= meta.keys():
+            raise StoreMismatchError(f"{self._path} is a database, but no repository of durable; move it away or choose another path")
+        if meta["reader_min"] > SCHEMA_VERSION:
+            raise self._newer(meta["schema_version"])
+        applied = meta["position"] if meta["store_id"] is not None else None
+        return RepositoryState(meta["store_id"], applied)
+
+    async def _migrate(self, writer: aiosqlite.Connection) -> RepositoryState:
+        version = 0
+        if (await _rows(writer, _TABLES))[0][0]:
+            version = dict(await _rows(writer, _META))["schema_version"]
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            script = files("durable.repository").joinpath("sql", MIGRATIONS[number]).read_text("utf-8")
+            try:
+                await writer.executescript(f"BEGIN IMMEDIATE;\n{script}\nCOMMIT;")
+            except BaseException:
+                await _roll_back(writer)
+                raise
+        return await self._state(writer, read_only=False)
+
+    # -- writing
+
+    async def apply_batch(self, records: Sequence[RecordRow], runs: Sequence[RunRow], position: int) -> None:
+        writer = self._writing()
+        async with self._guarded(), _transaction(writer):
+            if records:
+                await writer.executemany(_PUT_RECORD, records)
+            if runs:
+                await writer.executemany(_PUT_RUN, runs)
+            await writer.execute(_POSITION, (position,))
+
+    async def health_check(self) -> None:
+        writer = self._writing()
+        async with self._guarded(), _transaction(writer):
+            pass
+
+    def _writing(self) -> aiosqlite.Connection:
+        if self._writer is None:
+            raise RepositoryUnavailableError(f"{self._path} is not open for writing")
+        return self._writer
+
+    # -- reading
+
+    async def find(self, run_ids: Sequence[str]) -> dict[str, Run]:
+        found: dict[str, Run] = {}
+        for start in range(0, len(run_ids), IDS_MAX):
+            some = [text(run_id) for run_id in run_ids[start : start + IDS_MAX]]
+            marks = ", ".join("?" * len(some))
+            for run in await self._runs(self._lookups, f"{_RUN} WHERE run_id IN ({marks})", some):
+                found[run.run_id] = run
+        return found
+
+    async def find_by_key(self, user: str | None, key: str) -> Run | None:
+        runs = await self._runs(self._lookups, _FIND_KEY, (text(key), None if user is None else text(user)))
+        return runs[0] if runs else None
+
+    async def query(self, wanted: RunFilter) -> list[Run]:
+        conditions, values = _conditions(wanted)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return await self._runs(self._scans, f"{_RUN}{where} ORDER BY run_id LIMIT ?", (*values, max(wanted.limit, 0)))
+
+    async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:
+        found: list[Record] = []
+        while limit is None or len(found) < limit:
+            size = SLICE_ROWS if limit is None else min(SLICE_ROWS, limit - len(found))
+            rows = await self._fetch(self._lookups, _EVENTS, (text(run_id), after, size))
+            found.extend(decode_record(body, batch) for _, batch, body in rows)
+            if len(rows) < size:
+                break
+            after = rows[-1][0]
+        return found
+
+    async def _runs(self, connection: aiosqlite.Connection | None, sql: str, values: Sequence[object]) -> list[Run]:
+        rows = await self._fetch(connection, sql, values)
+        runs: list[Run] = []
+        for start in range(0, len(rows), SLICE_ROWS):
+            if start:
+                await asyncio.sleep(0)
+            runs.extend(run_of(row) for row in rows[start : start + SLICE_ROWS])
+        return runs
+
+    async def _fetch(self, connection: aiosqlite.Connection | None, sql: str, values: Iterable[object]) -> list[Any]:
+        if self._empty:
+            return []
+        if connection is None:
+            raise RepositoryUnavailableError(f"{self._path} is not open")
+        async with self._guarded():
+            return await _rows(connection, sql, values)
+
+    @asynccontextmanager
+    async def _guarded(self) -> AsyncIterator[None]:
+        """Turn SQLite's errors into those of the protocol."""
+        try:
+            yield
+        except _REFUSALS as error:
+            raise RecordRefusedError(f"{self._path} refuses this content: {error}") from error
+        except (sqlite3.Error, ValueError) as error:  # aiosqlite says ValueError for a connection that is closed
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN:
+                raise StoreMismatchError(
+                    f"{self._path} is damaged ({error}). Close the store and move {os.path.basename(self._path)}, -wal and -shm "
+                    "away: where the log still begins with its first record, the next open builds them anew from it; "
+                    "otherwise put a backup in their place, not older than the first record of the log"
+                ) from error
+            raise RepositoryUnavailableError(f"{self._path} cannot be used now: {error}") from error
+        except OSError as error:
+            raise RepositoryUnavailableError(f"{self._path} cannot be used now: {error}") from error
+
+
+def _conditions(wanted: RunFilter) -> tuple[list[str], list[object]]:
+    conditions: list[str] = []
+    values: list[object] = []
+    if wanted.open:
+        conditions.append("open = 1")
+    if wanted.dead:
+        conditions.append("dead = 1")
+    for column, value in (("task", wanted.task), ("user", wanted.user), ("parent_id", wanted.parent_id)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            values.append(text(value))
+    if wanted.status is not None:
+        conditions.append(f"status IN ({', '.join('?' * len(wanted.status))})")
+        values.extend(status.value for status in wanted.status)
+    if wanted.after is not None:
+        conditions.append("run_id > ?")
+        values.append(text(wanted.after))
+    return conditions, values
+
+
+async def _rows(connection: aiosqlite.Connection, sql: str, values: Iterable[object] = ()) -> list[Any]:
+    return list(await connection.execute_fetchall(sql, tuple(values)))
+
+
+@asynccontextmanager
+async def _transaction(writer: aiosqlite.Connection) -> AsyncIterator[None]:
+    try:
+        await writer.execute("BEGIN IMMEDIATE")
+        yield
+        await writer.execute("COMMIT")
+    except BaseException:
+        await _roll_back(writer)
+        raise
+
+
+async def _roll_back(writer: aiosqlite.Connection) -> None:
+    # The connection's thread takes its orders in turn, so this also ends a transaction whose COMMIT was cancelled on the way.
+    with suppress(sqlite3.Error, ValueError):  # there may be no transaction, or no connection any more
+        await asyncio.shield(asyncio.ensure_future(_execute(writer, "ROLLBACK")))
+
+
+async def _execute(connection: aiosqlite.Connection, sql: str) -> None:
+    await connection.execute(sql)

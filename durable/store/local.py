@@ -1,0 +1,394 @@
+"""The embedded store: a write-ahead log, and a repository behind it.
+
+Law: `commit` waits for the log's sync and for nothing else; the overlay is changed, and the flusher told, in the very call that the
+log's acknowledgement makes, in the order of the log. The repository may lag behind or be away; it never holds what the log did not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import TypeVar
+
+from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
+from durable.config import FlushSettings, LogSettings
+from durable.core.query import RunFilter
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.core.wire import decode_unit, encode_record, encode_unit
+from durable.errors import (
+    ConflictError,
+    DurableError,
+    LogFencedError,
+    RepositoryUnavailableError,
+    StorageError,
+    StorageFullError,
+    StoreMismatchError,
+    StoreReadOnlyError,
+)
+from durable.flush.flusher import Flusher
+from durable.log import DiskFiles, Files, Log, ThreadWorker, WorkerFactory
+from durable.repository.base import Repository, RepositoryState
+from durable.repository.projection import RecordRow
+from durable.repository.sqlite import SqliteRepository
+from durable.store.base import StoreHealth, Unit
+from durable.store.overlay import Entry, Overlay
+
+#: How long `close` may take to flush what is pending. What is left stays in the log.
+CLOSE_FLUSH_SECONDS = 10.0
+#: How often `open` looks at the repository again when another process has changed it in between.
+_PEEKS = 3
+
+T = TypeVar("T")
+
+
+class LocalStore:
+    """See `durable.store.base.Store`. The log is in `path/log`, the repository in `path/repository.db`.
+
+    Arguments:
+        path: the store's directory; made, with mode 0700, when it is missing.
+        log: settings of the log.
+        flush: settings of the flusher.
+        clock: where the time comes from.
+        entropy: where a new store's id comes from.
+        files: the log's directory, if it is not `path/log` on a disk.
+        repository: the tables behind the log, if it is not SQLite in `path`.
+        worker: makes the threads of the log.
+        read_only: take no lock and write nothing at all; for looking at a store that another process may be at work on.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        log: LogSettings = LogSettings(),
+        flush: FlushSettings = FlushSettings(),
+        clock: Clock = SYSTEM_CLOCK,
+        entropy: Entropy = SYSTEM_ENTROPY,
+        files: Files | None = None,
+        repository: Repository | None = None,
+        worker: WorkerFactory = ThreadWorker,
+        read_only: bool = False,
+    ) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._log_settings = log
+        self._flush_settings = flush
+        self._clock = clock
+        self._entropy = entropy
+        self._files: Files = files if files is not None else DiskFiles(os.path.join(self.path, "log"))
+        self._repository: Repository = (
+            repository if repository is not None else SqliteRepository(os.path.join(self.path, "repository.db"))
+        )
+        self._worker = worker
+        self._read_only = read_only
+        self._overlay = Overlay()
+        self._log: Log | None = None
+        self._flusher: Flusher | None = None
+        self._queue = asyncio.Lock()
+        self._queued = 0
+
+    @property
+    def store_id(self) -> str:
+        return self._opened().store_id
+
+    # -- opening and closing
+
+    async def open(self) -> None:
+        if self._log is not None:
+            raise StorageError(f"the store in {self.path} is open already")
+        self._overlay = Overlay()
+        try:
+            self._log, peeked = await self._open_log()
+            if self._read_only:
+                await self._replay(self._log, peeked.applied or 0, None)
+                return
+            store_id, applied = await self._repository.initialize()
+            if store_id is None:
+                await self._repository.adopt(self._log.store_id)
+            elif store_id != self._log.store_id:
+                raise StoreMismatchError(f"the repository belongs to store {store_id}, the log to store {self._log.store_id}")
+            flusher = Flusher(
+                self._repository, self._flush_settings, clock=self._clock, position=applied or 0,
+                run_of=self._run_of, on_flushed=self._flushed,
+            )  # fmt: skip
+            await self._replay(self._log, applied or 0, flusher)
+            flusher.start()
+            self._flusher = flusher
+        except BaseException:
+            await self._release()
+            raise
+
+    async def _open_log(self) -> tuple[Log, RepositoryState]:
+        peeked = await self._repository.peek()
+        for attempt in range(_PEEKS):
+            try:
+                log = await Log.open(
+                    self._files, self._log_settings, clock=self._clock, entropy=self._entropy, applied=peeked.applied,
+                    store_id=peeked.store_id, worker=self._worker, read_only=self._read_only,
+                )  # fmt: skip
+                return log, peeked
+            except StoreMismatchError:
+                # Another process may have flushed, retired and closed since the first look; damage looks the same again.
+                before, peeked = peeked, await self._repository.peek()
+                if peeked == before or attempt == _PEEKS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _replay(self, log: Log, applied: int, flusher: Flusher | None) -> None:
+        """Bring the repository, or at least the overlay, up to the end of the log."""
+        units: list[list[Record]] = []
+        count = 0
+        for lsn, payload in log.read(applied):
+            unit = decode_unit(payload, lsn)
+            units.append(unit)
+            count += len(unit)
+            if count >= self._flush_settings.batch_records_max:
+                await self._replay_units(units, flusher)
+                units, count = [], 0
+        await self._replay_units(units, flusher)
+
+    async def _replay_units(self, units: list[list[Record]], flusher: Flusher | None) -> None:
+        for run in (await self._repository.find(self._overlay.missing(units)[0])).values():
+            self._overlay.adopt(run)
+        records = list(chain.from_iterable(units))
+        try:
+            self._overlay.replay(records)
+        except ValueError as error:
+            raise StoreMismatchError(
+                f"the log does not go on where the repository ends ({error}): restore the repository that belongs to this log"
+            ) from error
+        if flusher is not None:
+            flusher.hand_over([(record.run_id, record.seq, record.batch, encode_record(record)) for record in records])
+            await flusher.drain()
+
+    async def close(self) -> None:
+        if self._flusher is not None:
+            await self._flusher.close(CLOSE_FLUSH_SECONDS)
+        await self._release()
+
+    async def _release(self) -> None:
+        log, self._log, self._flusher = self._log, None, None
+        try:
+            await self._repository.close()
+        finally:
+            if log is not None:
+                await log.close()
+
+    # -- committing
+
+    async def commit(self, units: Sequence[Unit]) -> None:
+        flusher = self._flusher
+        if flusher is None:
+            raise self._not_writable()
+        # A commit that first has to wait or to ask may not be overtaken by a later one of the same run: so all later ones queue.
+        if self._queued or flusher.full or any(self._overlay.missing(units)):
+            self._queued += 1
+            try:
+                async with self._queue:
+                    await self._prepare(flusher, units)
+                    appended = self._append(flusher, units)
+            finally:
+                self._queued -= 1
+        else:
+            appended = self._append(flusher, units)
+        await asyncio.shield(appended)
+
+    async def _prepare(self, flusher: Flusher, units: Sequence[Unit]) -> None:
+        if flusher.full:
+            await flusher.room()
+        missing, keys = self._overlay.missing(units)
+        for user, key in keys:
+            holder = await self.find_key(user, key)
+            if holder is not None:
+                raise ConflictError(f"key {key!r} belongs to run {holder.run_id} already; find it by its key", key=key)
+        if missing:
+            await self._load(missing)
+
+    def _append(self, flusher: Flusher, units: Sequence[Unit]) -> asyncio.Future[int]:
+        if self._log is None:
+            raise self._not_writable()
+        overlay = self._overlay
+        marks = overlay.promise(units)
+        try:
+            encoded = [[encode_record(record) for record in unit] for unit in units]
+            appended = self._log.append([encode_unit(bodies) for bodies in encoded])
+        except BaseException:
+            overlay.withdraw(marks)
+            raise
+        # Not behind the `await`: a caller that is cancelled there must not take the acknowledgement with it.
+        appended.add_done_callback(partial(self._acknowledged, flusher, units, encoded, marks))
+        return appended
+
+    def _acknowledged(
+        self,
+        flusher: Flusher,
+        units: Sequence[Unit],
+        encoded: Sequence[Sequence[bytes]],
+        marks: Sequence[tuple[Entry, int]],
+        appended: asyncio.Future[int],
+    ) -> None:
+        if appended.cancelled() or appended.exception() is not None:
+            self._overlay.withdraw(marks)
+            return
+        lsn = appended.result()
+        rows: list[RecordRow] = []
+        for unit, bodies in zip(units, encoded, strict=True):
+            for record, body in zip(unit, bodies, strict=True):
+                record.batch = lsn
+                rows.append((record.run_id, record.seq, lsn, body))
+            self._overlay.fold(unit)
+            lsn += 1
+        flusher.hand_over(rows)
+
+    async def _load(self, run_ids: Sequence[str]) -> None:
+        """Bring runs into the overlay, as they are now."""
+        with self._overlay.watching() as dropped:
+            found = await self._ask(self._repository.find(run_ids))
+            for run_id in run_ids:
+                run = _newest(found.get(run_id), dropped.get(run_id))
+                if run is not None:
+                    self._overlay.adopt(run)
+
+    def _run_of(self, run_id: str) -> Run:
+        return self._overlay.entries[run_id].run
+
+    def _flushed(self, seqs: Mapping[str, int], position: int) -> None:
+        for run_id, seq in seqs.items():
+            self._overlay.flushed(run_id, seq)
+        log = self._log
+        if log is not None and log.health == "ok":
+            log.retire(position).add_done_callback(_retrieve)
+
+    # -- answering
+
+    def admit(self) -> None:
+        if self._flusher is None or self._log is None:
+            raise self._not_writable()
+        if self._log.health == "fenced":
+            raise LogFencedError(f"the log in {self.path} met an I/O error; restart this process")
+        if self._log.health == "full" or self._log.free_space_low():
+            raise StorageFullError(
+                f"the disk of {self.path} has less room than log.low_water_bytes ({self._log_settings.low_water_bytes}): "
+                "starts are refused until there is more"
+            )
+        self._flusher.admit()
+
+    async def find(self, run_id: str) -> Run | None:
+        self._opened()
+        run = self._overlay.run(run_id)
+        if run is None:
+            with self._overlay.watching() as dropped:
+                found = await self._ask(self._repository.find((run_id,)))
+                run = self._current(found.get(run_id), run_id, dropped)
+        return None if run is None else run.copy()
+
+    async def find_key(self, user: str | None, key: str) -> Run | None:
+        self._opened()
+        run = self._overlay.run_of_key(user, key)
+        if run is None:
+            with self._overlay.watching() as dropped:
+                run = await self._ask(self._repository.find_by_key(user, key))
+                if run is None:  # it may have come, and even gone to the repository, while that one was asked
+                    run = self._overlay.run_of_key(user, key)
+                    gone = (entry.run for entry in dropped.values() if entry.key == (user, key))
+                    run = run or next(gone, None)
+                    if run is None:
+                        self._overlay.key_is_free(user, key)
+                else:
+                    run = self._current(run, run.run_id, dropped)
+        return None if run is None else run.copy()
+
+    async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
+        self._opened()
+        after = max(after, 0)
+        seq, tail = self._overlay.tail(run_id) or (0, [])
+        if seq and (seq <= after or (tail and tail[0].seq <= after + 1)):
+            records = [record for record in tail if record.seq > after]
+            return records if limit is None else records[:limit]
+        records = await self._ask(self._repository.events(run_id, after, limit))
+        last = records[-1].seq if records else after
+        records.extend(record for record in tail if record.seq > last)
+        return records if limit is None else records[:limit]
+
+    async def query(self, wanted: RunFilter) -> list[Run]:
+        self._opened()
+        found: list[Run] = []
+        while len(found) < wanted.limit:
+            with self._overlay.watching() as dropped:
+                rows = await self._ask(self._repository.query(wanted))
+                page = {run.run_id: self._current(run, run.run_id, dropped) or run for run in rows}
+                gone = [entry.run for entry in dropped.values() if entry.run.seq and wanted.matches(entry.run)]
+            is_last = len(rows) < wanted.limit
+            for run in chain(gone, self._overlay.matching(wanted)):
+                if is_last or run.run_id <= rows[-1].run_id:
+                    page.setdefault(run.run_id, run)
+            matching = [page[run_id] for run_id in sorted(page) if wanted.matches(page[run_id])]
+            self._keep_open(matching)
+            found.extend(run.copy() for run in matching)
+            if is_last:
+                break
+            wanted = replace(wanted, after=rows[-1].run_id)
+        return found[: max(wanted.limit, 0)]
+
+    def _keep_open(self, runs: Iterable[Run]) -> None:
+        """What was asked for and has not ended is likely to go on: spare its next commit the query."""
+        if self._flusher is not None:
+            for run in runs:
+                if not run.ended and run.run_id not in self._overlay.entries:
+                    self._overlay.adopt(run.copy())
+            self._overlay.shed()
+
+    def _current(self, run: Run | None, run_id: str, dropped: Mapping[str, Entry]) -> Run | None:
+        """The newest of what the repository answered, what was let go while it was asked, and what is here."""
+        return _newest(_newest(run, dropped.get(run_id)), self._overlay.entries.get(run_id))
+
+    async def _ask(self, question: Awaitable[T]) -> T:
+        try:
+            return await question
+        except DurableError:
+            raise
+        except Exception as error:
+            raise RepositoryUnavailableError(f"the repository cannot answer now: {error!r}") from error
+
+    def health(self) -> StoreHealth:
+        log, flusher = self._log, self._flusher
+        if log is None:
+            return StoreHealth(state="failed", detail="the store is not open")
+        if flusher is None:
+            return StoreHealth(detail="open for reading only")
+        backlog = flusher.backlog_records
+        if log.health in ("fenced", "closed"):
+            return StoreHealth(
+                state="failed", detail=f"the log is {log.health}: nothing can be committed; restart", backlog_records=backlog
+            )
+        details = [flusher.detail] if flusher.detail else []
+        if log.health == "full" or log.free_space_low():
+            details.insert(0, "the disk is nearly full: starts are refused")
+        return StoreHealth(
+            state="degraded" if details else "ok", detail="; ".join(details), backlog_records=backlog
+        )
+
+    def _opened(self) -> Log:
+        if self._log is None:
+            raise StorageError(f"the store in {self.path} is not open; await store.open() first")
+        return self._log
+
+    def _not_writable(self) -> StorageError:
+        if self._read_only:
+            return StoreReadOnlyError(f"the store in {self.path} is open for reading only")
+        return StorageError(f"the store in {self.path} is not open; await store.open() first")
+
+
+def _newest(run: Run | None, entry: Entry | None) -> Run | None:
+    if entry is None or not entry.run.seq or (run is not None and run.seq > entry.run.seq):
+        return run
+    return entry.run
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()  # a log that cannot retire says so through its health

@@ -1,0 +1,213 @@
+"""Definitions: what a decorator learned about a function.
+
+Law: a definition never changes; `options()` and a second decoration make new ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
+
+from durable.core.retry import Retry
+from durable.errors import ConfigError, DefinitionError, ValidationError
+from durable.tasks.validation import InputCheck
+
+R = TypeVar("R")
+
+Shape = Literal["coroutine", "generator", "function"]
+
+
+class Rerun(Enum):
+    """What a recovery handler returns to have the body run again."""
+
+    RERUN = "rerun"
+
+    def __repr__(self) -> str:
+        return "RERUN"
+
+
+RERUN = Rerun.RERUN
+
+
+class Result(Generic[R]):
+    """What an async generator task yields to end with a result: `yield Result(value)`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: R) -> None:
+        self.value = value
+
+
+def shape_of(function: Callable[..., Any]) -> Shape:
+    """How the function has to be run."""
+    inner = inspect.unwrap(function)
+    if inspect.isasyncgenfunction(inner):
+        return "generator"
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+        return "coroutine"
+    return "function"
+
+
+def name_of(function: Callable[..., Any], name: str | None, what: str) -> str:
+    """The name that the function goes by; raises `ConfigError` where it has none fit to find it again."""
+    if name is None:
+        name = getattr(function, "__name__", None)
+        if not name or name == "<lambda>":
+            raise ConfigError(f"{what} {function!r} has no name of its own: pass name=", key="name")
+    if not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable() or name != name.strip():
+        raise ConfigError(f"{what} name {name!r} must be 1 to 200 printable characters without spaces around them", key="name")
+    return name
+
+
+def check_callable(function: object, what: str) -> Callable[..., Any]:
+    """Refuse what cannot be a task or a step."""
+    if not callable(function) or inspect.isclass(function):
+        raise DefinitionError(f"@{what} is for functions, but got {function!r}")
+    if isinstance(function, staticmethod | classmethod):
+        raise DefinitionError(f"@{what} does not go on a static or class method: decorate a function at module level")
+    if inspect.isgeneratorfunction(function):
+        raise DefinitionError(f"@{what} does not support plain generators: make {function.__name__!r} an async one")
+    return function
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionFacts:
+    """What calling a function needs, learned once."""
+
+    function: Callable[..., Any]
+    context_class: type
+
+    @cached_property
+    def shape(self) -> Shape:
+        """How the function has to be run."""
+        return shape_of(self.function)
+
+    @cached_property
+    def hints(self) -> Mapping[str, Any]:
+        """The resolved annotations; empty where they cannot be resolved."""
+        try:
+            return get_type_hints(inspect.unwrap(self.function), include_extras=True)
+        except Exception:  # noqa: BLE001 - annotations are the user's code: any of them may fail to resolve
+            return dict(getattr(inspect.unwrap(self.function), "__annotations__", {}))
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.function)
+
+    @cached_property
+    def takes_context(self) -> bool:
+        """Whether the first parameter is annotated `Context` and supplied by the engine."""
+        first = next(iter(self._signature.parameters.values()), None)
+        if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+            return False
+        hint = self.hints.get(first.name)
+        if isinstance(hint, str):  # the annotations could not be resolved as a whole
+            return hint.split("[")[0].split(".")[-1] == self.context_class.__name__
+        hint = get_origin(hint) or hint
+        return isinstance(hint, type) and issubclass(hint, self.context_class)
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """The signature that callers see: without the context."""
+        parameters = list(self._signature.parameters.values())
+        return self._signature.replace(parameters=parameters[1:] if self.takes_context else parameters)
+
+    @cached_property
+    def returns(self) -> Any:
+        """The annotated result, or Any."""
+        hint = self.hints.get("return", Any)
+        return Any if hint is None or isinstance(hint, str) or self.shape == "generator" else hint
+
+    @cached_property
+    def input_check(self) -> InputCheck:
+        """Checks arguments against the annotations."""
+        return InputCheck(self.signature, self.hints)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+        """Bind a call to parameter names and check it. Raises `ValidationError`."""
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValidationError(f"{name}{self.signature} was called wrongly: {error}", field=_field_of(error)) from None
+        self.input_check.check(bound.arguments)
+        return bound.arguments
+
+    def call_arguments(self, arguments: Mapping[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn stored arguments back into a call. Raises `ValidationError` where the signature has changed."""
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        rest = dict(arguments)
+        skipped = False
+        for parameter in self.signature.parameters.values():
+            if parameter.name not in rest:
+                skipped = True
+                continue
+            value = rest.pop(parameter.name)
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                positional.extend(value)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                keywords.update(value)
+            elif parameter.kind is parameter.KEYWORD_ONLY or (skipped and parameter.kind is not parameter.POSITIONAL_ONLY):
+                keywords[parameter.name] = value
+            else:
+                positional.append(value)
+        if rest:
+            first = sorted(rest)[0]
+            raise ValidationError(f"{name}{self.signature} no longer has the parameter {first!r} that is stored", field=first)
+        return tuple(positional), keywords
+
+
+def _field_of(error: TypeError) -> str:
+    """The parameter that a binding error names, as far as its text tells."""
+    parts = str(error).split("'")
+    return parts[1] if len(parts) > 1 else "arguments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOptions:
+    """Options of one start. None leaves the task's own setting."""
+
+    key: str | None = None
+    user: str | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    delay: float | None = None
+    priority: int | None = None
+
+
+NO_OPTIONS = StartOptions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepDefinition:
+    """A step."""
+
+    name: str
+    facts: FunctionFacts
+    retry: Retry
+    timeout: float | None = None
+    codec: str | None = None
+    isolate: Literal["process"] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TaskDefinition:
+    """A task."""
+
+    name: str
+    facts: FunctionFacts
+    retry: Retry
+    version: str | None = None
+    timeout: float | None = None
+    delay: float = 0.0
+    key: str | Callable[..., str] | None = None
+    priority: int = 0
+    auto_recover: bool = True
+    max_recoveries: int | None = None
+    recovery: FunctionFacts | None = None
+    validate: Callable[..., Any] | None = None
+    origin: str = field(default="")

@@ -1,0 +1,58 @@
+"""The tasks and steps that imported modules define, by name.
+
+Law: it holds definitions weakly, so that one that nobody can call any more (a test's local function) is gone. Nothing else is
+process-wide; applications look names up here when a run needs its code.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from weakref import WeakSet, WeakValueDictionary
+
+from durable.errors import DuplicateTaskError
+from durable.tasks.definition import StepDefinition, TaskDefinition
+
+_tasks: WeakValueDictionary[str, TaskDefinition] = WeakValueDictionary()
+_steps: WeakValueDictionary[str, StepDefinition] = WeakValueDictionary()
+_listeners: WeakSet[Callable[[TaskDefinition], None]] = WeakSet()
+
+
+def register_task(definition: TaskDefinition) -> None:
+    """Make the task findable. Raises `DuplicateTaskError` when another function has its name."""
+    known = _tasks.get(definition.name)
+    if known is not None and known.origin != definition.origin:
+        gc.collect()  # the other one may be garbage that only waits to be collected
+        known = _tasks.get(definition.name)
+    if known is not None:
+        if known.origin != definition.origin:
+            raise DuplicateTaskError(
+                f"task {definition.name!r} is defined by {known.origin} and again by {definition.origin}: pass name= to one of them"
+            )
+        warnings.warn(
+            f"task {definition.name!r} of {definition.origin} is defined again and replaces the former definition", stacklevel=4
+        )
+    _tasks[definition.name] = definition
+    for listener in list(_listeners):
+        listener(definition)
+
+
+def register_step(definition: StepDefinition) -> None:
+    """Note that the code has a step of this name."""
+    _steps[definition.name] = definition
+
+
+def find_task(name: str) -> TaskDefinition | None:
+    """The task of this name, if any imported module defines it."""
+    return _tasks.get(name)
+
+
+def has_step(name: str) -> bool:
+    """Whether the code has a step of this name."""
+    return name in _steps
+
+
+def on_new_task(listener: Callable[[TaskDefinition], None]) -> None:
+    """Call `listener` for each task that is defined from now on; it is held weakly."""
+    _listeners.add(listener)
