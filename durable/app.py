@@ -6,7 +6,7 @@ Law: it holds no rule of its own; it checks what it is given, chooses a store, a
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,10 @@ class Durable:
             raise ConfigError("execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute")
         self.test_mode = test_mode
         self._engine = Engine(_store_of(target, config, clock, entropy), config, limits, clock, entropy)
-        self.dead_letters = DeadLetters(self._engine)
+        if test_mode:
+            #: Where `durable.testing` looks into the engine.
+            self.engine = self._engine
+        self.dead_letters: DeadLetters = DeadLetters(self._engine)
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
@@ -116,7 +119,7 @@ class Durable:
         async with self:
             yield
 
-    async def start(self, task: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    async def start(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Start a run; durable when it returns.
 
         Raises `ValidationError`, `ConflictError`, `RefusedError`, `NotStorableError`, `StorageError`.

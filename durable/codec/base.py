@@ -38,6 +38,16 @@ class Codec(Protocol):
             DecodeError, PayloadTooLargeError, PayloadTooDeepError
         """
 
+    def canonical(self, value: object, label: str = "value") -> bytes:
+        """Return bytes for comparing, equal for equal values of equal types whatever the order of dicts and sets.
+
+        Raises:
+            NotStorableError, PayloadTooLargeError, PayloadTooDeepError
+        """
+
+    def identity(self, value: object) -> bytes:
+        """Like `canonical`, but never fails: what cannot be stored becomes a marker of its type."""
+
 
 class Refused(Exception):
     """Unwinds an encode and collects the way from the refused part up to the root. Never leaves this package."""

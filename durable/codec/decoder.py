@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, Flag
-from typing import Any
+from typing import Any, NamedTuple
 
 from durable.codec.classes import NO_HINTS, find_class, hinted_classes
 from durable.codec.encoder import FACTORIES, TAG
@@ -37,8 +36,7 @@ class Parts(Enum):
     NAMED = "values by name"
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """How the nodes of one tag are read: the keys they may have, what is below them, and what makes the value."""
 
     keys: frozenset[str]

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from durable.codec.base import check_size, type_path
+from durable.codec.tagged import TaggedJson
 from durable.config import PayloadSettings
 from durable.errors import (
     ConfigError,
@@ -61,6 +62,7 @@ class Pickled:
         self._key = settings.pickle_key
         self._settings = settings
         self._context = b""
+        self._comparing = TaggedJson(settings)
 
     def bind(self, context: bytes) -> Pickled:
         """This codec for one place (store, run, sequence number): a payload from another place is refused."""
@@ -123,6 +125,14 @@ class Pickled:
             raise DecodeError(
                 f"a payload pickled by cloudpickle {version} cannot be read with {self._version}: {type(error).__name__}: {error}"
             ) from error
+
+    def canonical(self, value: object, label: str = "value") -> bytes:
+        """As `TaggedJson.canonical`, and with its refusals: equal values do not have equal pickles."""
+        return self._comparing.canonical(value, label)
+
+    def identity(self, value: object) -> bytes:
+        """As `TaggedJson.identity`: equal values do not have equal pickles."""
+        return self._comparing.identity(value)
 
     def _sign(self, body: bytes) -> bytes:
         # The length keeps a longer context with a shorter body apart.

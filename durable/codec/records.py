@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, MemberDescriptorType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from durable.codec.base import Refused
@@ -30,8 +30,7 @@ REQUIRED = Missing()
 UNSET = Missing()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RecordKind:
+class RecordKind(NamedTuple):
     """One kind. `fields` names the declared fields, `take` splits an instance into fields and further state, `default` is
     for a field that was added since, `make` puts an instance together."""
 
@@ -43,8 +42,7 @@ class RecordKind:
     make: Callable[[Any, State, State], object]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What is known about one class. Holds no reference to it, so that it can be a weak key."""
 
     kind: RecordKind

@@ -12,11 +12,10 @@ import math
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
@@ -37,8 +36,7 @@ _PATHS: dict[str, type[PurePosixPath | PureWindowsPath]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(NamedTuple):
     """One type, the tag it is stored under, and its two directions."""
 
     kind: type

@@ -36,6 +36,8 @@ _TAG_MARK = f'"{TAG}"'
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 #: `identity` looks no deeper than this, whatever the settings: its answer may not depend on how full the stack is.
 _IDENTITY_DEPTH_MAX = 100
+#: And at no more parts, so that a dense graph of objects costs a second or two at worst.
+_IDENTITY_NODES_MAX = 2**20
 
 
 def _refuse_constant(name: str) -> object:
@@ -91,7 +93,10 @@ class TaggedJson:
         self._bytes_max = settings.bytes_max
         self._depth_max = settings.depth_max
         self._routes = dict(ROUTES)
-        self._tolerant_routes = {kind: tolerant(route) for kind, route in ROUTES.items()}
+        # Numbers go without: they cannot fail, and there are many of them.
+        self._tolerant_routes = {
+            kind: route if kind in (int, float) else tolerant(route) for kind, route in ROUTES.items()
+        }
         self._readers = dict(READERS)
 
     def register(self, kind: type[T], tag: str, encode: Callable[[T], object], decode: Callable[[Any], T]) -> None:
@@ -145,7 +150,8 @@ class TaggedJson:
     def identity(self, value: object) -> bytes:
         """Like `canonical`, but never fails: a part that cannot be stored becomes a marker with the name of its type.
 
-        Tells step calls apart by their arguments. There is no bound on the size of the answer's strings.
+        Tells step calls apart by their arguments. Beyond 100 levels or a million parts only types count. The size of the
+        answer has no bound.
         """
         if type(value) is int and -INT_PLAIN_MAX <= value <= INT_PLAIN_MAX:
             return b"%d" % value
@@ -189,7 +195,8 @@ class TaggedJson:
 
     def _identified(self, value: object) -> bytes:
         depth_max = min(self._depth_max, _IDENTITY_DEPTH_MAX)
-        encoding = Encoding(self._tolerant_routes, _tolerant_object, depth_max, self._bytes_max, Any, canonical=True)
+        nodes_max = min(self._bytes_max, _IDENTITY_NODES_MAX)
+        encoding = Encoding(self._tolerant_routes, _tolerant_object, depth_max, nodes_max, Any, canonical=True)
         return _utf8(sorted_text(encoding.part(value, 1)))
 
     def _decoded(self, payload: bytes | memoryview, expected: object) -> object:

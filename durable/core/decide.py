@@ -7,6 +7,7 @@ Law: pure. It reads the run, the command and the time, consults `TRANSITIONS` fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from durable.core.commands import (
@@ -32,7 +33,9 @@ from durable.core.status import Status, Verb, after
 from durable.errors import HistoryLimitError, LimitError, TransitionError
 
 
-def _record(run: Run, kind: Kind, now: float, head: dict[str, Any] | None = None, payload: bytes | None = None) -> Record:
+def _record(
+    run: Run, kind: Kind, now: float, head: dict[str, Any] | None = None, payload: bytes | None = None
+) -> Record:
     return Record(run.run_id, run.seq + 1, kind, now, run.attempt, head=head or {}, payload=payload)
 
 
@@ -42,7 +45,16 @@ def _note(run: Run, command: Note, now: float) -> list[Record]:
     name, ident, occurrence = command.call
     return [
         Record(
-            run.run_id, run.seq + 1, command.kind, now, run.attempt, name, ident, occurrence, command.head, command.payload
+            run.run_id,
+            run.seq + 1,
+            command.kind,
+            now,
+            run.attempt,
+            name,
+            ident,
+            occurrence,
+            command.head,
+            command.payload,
         )
     ]
 
@@ -59,10 +71,11 @@ def _create(run: Run, command: Create, now: float) -> list[Record]:
         ("parent", command.parent_id),
         ("attached", command.attached),
         ("priority", command.priority),
-        ("timeout", command.timeout),
     ):
         if value:
             head[key] = value
+    if command.timeout is not None:
+        head["timeout"] = command.timeout
     if command.retry is not None:
         head["retry"] = command.retry.to_json()
     if command.delay:
@@ -101,7 +114,9 @@ def _send(run: Run, command: Send, now: float) -> list[Record]:
     if run.ended:
         raise TransitionError(f"run {run.run_id} is {run.status}: nobody is left to receive {command.name!r}")
     if len(run.signals) >= command.signals_max:
-        raise LimitError(f"run {run.run_id} has {len(run.signals)} unread signals, the most it may have (engine.signals_max)")
+        raise LimitError(
+            f"run {run.run_id} has {len(run.signals)} unread signals, the most it may have (engine.signals_max)"
+        )
     record = _record(run, Kind.SIGNAL, now, payload=command.payload)
     record.name = command.name
     return [record]
@@ -183,11 +198,14 @@ _RULES: dict[type, Callable[[Run, Any, float], list[Record]]] = {
 def decide(run: Run, command: Command, now: float, records_max: int) -> list[Record]:
     """Return the records that `command` adds to `run` at time `now`.
 
-    Raises `TransitionError` where the run's status does not allow it, `LimitError` where a bound is reached. A run that has
-    reached `records_max` can still end.
+    Raises `TransitionError` where the run's status does not allow it, `LimitError` where a bound is reached. The body of a run that
+    has reached `records_max` records nothing more and gets no further attempt; the run can still end.
     """
+    full = run.seq >= records_max
+    if full and type(command) is Fail:
+        command = replace(command, retryable=False)  # the history has no room for another attempt
     records = _RULES[type(command)](run, command, now)
-    if run.seq >= records_max and type(command) is Note:
+    if full and type(command) is Note:
         raise HistoryLimitError(
             f"run {run.run_id} has {run.seq} records, the most it may have (engine.history_records_max); "
             "split it into child runs or start a follow-up run"

@@ -11,6 +11,9 @@ from typing import Any
 
 from durable.errors import ConfigError, NonRetryableError
 
+#: The largest float. A larger int cannot become one.
+_MOST = 1.7976931348623157e308
+
 
 def seconds(value: float | timedelta, key: str) -> float:
     """Turn a duration into seconds; raise `ConfigError` for what is not a finite duration of zero or more."""
@@ -18,9 +21,19 @@ def seconds(value: float | timedelta, key: str) -> float:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{key} is {value!r}, but must be seconds (int or float) or a timedelta", key=key)
-    if not 0 <= value < float("inf"):
-        raise ConfigError(f"{key} is {value!r}, but must be finite and not negative", key=key)
+    if not 0 <= value <= _MOST:
+        raise ConfigError(f"{key} is {_text(value)}, but must be finite and not negative", key=key)
     return float(value)
+
+
+def _number(value: object, least: float, most: float) -> bool:
+    """Whether it is a number (no bool, no NaN) from `least` to `most`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _text(value: object) -> str:
+    """The value as a message shows it: an int of thousands of digits has no decimal text."""
+    return repr(value) if not isinstance(value, int) or abs(value) <= _MOST else "an int too large for a float"
 
 
 @dataclass(frozen=True, init=False)
@@ -53,11 +66,13 @@ class Retry:
         unless: tuple[type[BaseException], ...] | type[BaseException] = (),
     ) -> None:
         if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
-            raise ConfigError(f"Retry(max_attempts={max_attempts!r}) must be an int of at least 1", key="max_attempts")
-        if not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
-            raise ConfigError(f"Retry(factor={factor!r}) must be at least 1", key="factor")
-        if not isinstance(jitter, int | float) or not 0 <= jitter <= 1:
-            raise ConfigError(f"Retry(jitter={jitter!r}) must be between 0 and 1", key="jitter")
+            raise ConfigError(
+                f"Retry(max_attempts={_text(max_attempts)}) must be an int of at least 1", key="max_attempts"
+            )
+        if not _number(factor, 1, _MOST):
+            raise ConfigError(f"Retry(factor={_text(factor)}) must be a finite number of at least 1", key="factor")
+        if not _number(jitter, 0, 1):
+            raise ConfigError(f"Retry(jitter={_text(jitter)}) must be between 0 and 1", key="jitter")
         classes = unless if isinstance(unless, tuple) else (unless,)
         if not all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes):
             raise ConfigError(f"Retry(unless={unless!r}) must hold exception classes", key="unless")
@@ -76,6 +91,8 @@ class Retry:
 
     def wait_after(self, attempt: int, fraction: float) -> float:
         """Seconds to wait after attempt number `attempt` (from 1) failed; `fraction` in [0, 1) spreads the jitter."""
+        if not self.delay:
+            return 0.0  # however large the factor has become
         try:
             wait = min(self.delay * self.factor ** (attempt - 1), self.max_delay)
         except OverflowError:
@@ -93,7 +110,8 @@ class Retry:
     @classmethod
     def from_json(cls, stored: list[Any], unless: tuple[type[BaseException], ...] = ()) -> Retry:
         """The counterpart of `to_json`."""
-        return cls(*stored, unless=unless)
+        max_attempts, delay, factor, max_delay, jitter = stored
+        return cls(max_attempts, delay, factor, max_delay, jitter, unless)
 
 
 #: One attempt and no more.

@@ -72,6 +72,10 @@ class Run:
         return twin
 
 
+def _failure(record: Record) -> dict[str, Any]:
+    return {key: record.head.get(key, "") for key in ("error_type", "message", "traceback")}
+
+
 def _created(run: Run, record: Record) -> None:
     head = record.head
     run.task = record.name
@@ -100,8 +104,8 @@ def _started(run: Run, record: Record) -> None:
 def _retrying(run: Run, record: Record) -> None:
     run.status = Status.READY
     run.attempt = record.attempt + 1
-    run.not_before = record.head["not_before"]
-    run.failure = {key: record.head[key] for key in ("error_type", "message", "traceback")}
+    run.not_before = record.head.get("not_before", 0.0)
+    run.failure = _failure(record)
 
 
 def _recovered(run: Run, record: Record) -> None:
@@ -114,7 +118,7 @@ def _suspended(run: Run, record: Record) -> None:
     run.status = Status.SUSPENDED
     run.reason = record.head.get("reason")
     if "error_type" in record.head:
-        run.failure = {key: record.head[key] for key in ("error_type", "message", "traceback")}
+        run.failure = _failure(record)
 
 
 def _resumed(run: Run, record: Record) -> None:
@@ -139,7 +143,7 @@ def _completed(run: Run, record: Record) -> None:
 
 def _failed(run: Run, record: Record) -> None:
     run.status = Status.TIMED_OUT if record.kind is Kind.TIMED_OUT else Status.FAILED
-    run.failure = {key: record.head.get(key, "") for key in ("error_type", "message", "traceback")}
+    run.failure = _failure(record)
     run.ended_at = record.at
     run.dead = True
 

@@ -5,9 +5,9 @@ Law: every decision consults `TRANSITIONS`; nothing else in the package knows wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum, unique
 from types import MappingProxyType
-from typing import Mapping
 
 from durable.errors import TransitionError
 

@@ -16,15 +16,17 @@ from durable.core.records import Kind, Record
 from durable.core.retry import Retry
 from durable.core.run import Run
 from durable.core.status import Status
-from durable.errors import DecodeError, StoreFormatError
+from durable.errors import ConfigError, DecodeError, StoreFormatError
 
 WIRE_VERSION = 1
 
 #: run id, seq, kind, attempt, occurrence, time, lengths of name, identity, head and payload (0 = none, else length + 1).
-_HEADER = Struct("<32sIBHIdHIII")
+_HEADER = Struct("<32sIBIIdHIII")
 _pack, _unpack_from, _SIZE = _HEADER.pack, _HEADER.unpack_from, _HEADER.size
 _dump_head = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _KINDS = {int(kind): kind for kind in Kind}
+#: What reading bytes that are no record, or no state, can raise: ValueError covers text, JSON and numbers too long to be read.
+_UNREADABLE = (StructError, ValueError, RecursionError)
 
 
 def encode_record(record: Record) -> bytes:
@@ -59,7 +61,12 @@ def _decode_at(data: bytes, offset: int, batch: int) -> tuple[Record, int]:
         raise DecodeError(f"record at byte {offset - _SIZE} is cut off: it needs {end} bytes, there are {len(data)}")
     kind = _KINDS.get(code)
     if kind is None:
-        raise StoreFormatError(f"record kind {code} is not known to this version of durable; open the store with a newer one")
+        raise StoreFormatError(
+            f"record kind {code} is not known to this version of durable; open the store with a newer one"
+        )
+    head = json.loads(data[ident_end:head_end].decode("utf-8", "surrogatepass")) if heads else {}
+    if type(head) is not dict:
+        raise DecodeError(f"the head of the record at byte {offset - _SIZE} is no JSON object")
     record = Record(
         run_id.decode("ascii"),
         seq,
@@ -69,7 +76,7 @@ def _decode_at(data: bytes, offset: int, batch: int) -> tuple[Record, int]:
         data[offset:name_end].decode("utf-8", "surrogatepass"),
         data[name_end:ident_end],
         occurrence,
-        json.loads(data[ident_end:head_end].decode("utf-8", "surrogatepass")) if heads else {},
+        head,
         data[head_end:end] if size else None,
         batch,
     )
@@ -80,7 +87,9 @@ def decode_record(data: bytes, batch: int = 0) -> Record:
     """The counterpart of `encode_record`. Raises `DecodeError` for bytes that are no record."""
     try:
         record, end = _decode_at(data, 0, batch)
-    except (StructError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except DecodeError:
+        raise
+    except _UNREADABLE as error:
         raise DecodeError(f"these {len(data)} bytes are no record: {error}") from error
     if end != len(data):
         raise DecodeError(f"{len(data) - end} bytes follow the record")
@@ -99,14 +108,18 @@ def decode_unit(data: bytes, batch: int = 0) -> list[Record]:
     """
     if not data or data[0] != WIRE_VERSION:
         found = data[0] if data else None
-        raise StoreFormatError(f"the record format is version {found}, this durable reads version {WIRE_VERSION}; use a newer durable")
+        raise StoreFormatError(
+            f"the record format is version {found}, this durable reads version {WIRE_VERSION}; use a newer durable"
+        )
     records = []
     offset = 1
     try:
         while offset < len(data):
             record, offset = _decode_at(data, offset, batch)
             records.append(record)
-    except (StructError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except DecodeError:
+        raise
+    except _UNREADABLE as error:
         raise DecodeError(f"byte {offset} of a unit begins no record: {error}") from error
     return records
 
@@ -134,7 +147,9 @@ def decode_run(run_id: str, data: bytes, *, input: bytes, result: bytes | None) 
     try:
         state = json.loads(data.decode("utf-8", "surrogatepass"))
         if state["wire"] != WIRE_VERSION:
-            raise StoreFormatError(f"run {run_id} is stored in format {state['wire']}, this durable reads {WIRE_VERSION}")
+            raise StoreFormatError(
+                f"run {run_id} is stored in format {state['wire']}, this durable reads {WIRE_VERSION}"
+            )
         run = Run(run_id)
         for name in _PLAIN:
             setattr(run, name, state[name])
@@ -142,7 +157,7 @@ def decode_run(run_id: str, data: bytes, *, input: bytes, result: bytes | None) 
         run.retry = Retry.from_json(state["retry"])
         run.signals = [(seq, name) for seq, name in state["signals"]]
         run.input, run.result = input, result
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ConfigError, *_UNREADABLE) as error:
         raise DecodeError(f"the stored state of run {run_id} cannot be read: {error!r}") from error
     return run
 

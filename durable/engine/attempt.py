@@ -135,6 +135,8 @@ class Attempt:
     async def settle(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None = None) -> Record:
         """Record the outcome of a call and wait until it is handed back."""
         future = self.delivery.expect(call)
+        if call in self.delivery.added:
+            head = {**(head or {}), "added": True}
         self.note(kind, call, payload, head)
         return await future
 

@@ -47,6 +47,8 @@ class Delivery:
         self._run_new_steps = run_new_steps
         self._waiting: dict[Call, asyncio.Future[Record]] = {}
         self._held: dict[Call, asyncio.Future[None]] = {}
+        #: Calls that the code gained since the run began.
+        self.added: set[Call] = set()
         self._live: deque[Sequence[Record]] = deque()
         #: Calls that have not ended.
         self.outstanding = 0
@@ -166,7 +168,14 @@ class Delivery:
 
     def _judge(self) -> None:
         """The run is quiet and the next recorded batch is not complete: the code does something else first, or will never get there."""
+        for batch in self._live:
+            if all(record.call in self.added for record in batch):
+                self._live.remove(batch)
+                self._hand_over(batch)
+                self._arm()
+                return
         if self._held and self._run_new_steps and self._memo.diverged(tuple(self._held), self._has_step).added:
+            self.added.update(self._held)
             self._release()
         elif self._stalled is None and (self._held or self._blocked()):
             # Plain asyncio may still be on its way to the recorded call: give it time.

@@ -15,7 +15,7 @@ from durable.codec import Codec, Pickled, TaggedJson
 from durable.config import Config, Limits
 from durable.core.commands import Cancel, Command, Discard, Release, Resume, Revive, Send, Suspend
 from durable.core.query import RunFilter
-from durable.core.records import ENDS, Record
+from durable.core.records import ENDS, Call, Record
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.entry import Entry
@@ -61,6 +61,8 @@ class Engine:
         self._lifecycle: Lifecycle
         self._starter: Starter
         self._task_defined: Callable[[TaskDefinition], None] | None = None
+        #: See `Services.on_step`; set before `open`.
+        self.on_step: Callable[[str, Call], None] | None = None
 
     @property
     def codec(self) -> TaggedJson:
@@ -91,7 +93,7 @@ class Engine:
         lifecycle.services = self._services = Services(
             host=self, families=self, store=self._store, pipeline=pipeline, hub=self._hub,
             invoker=Invoker(settings.thread_workers, settings.process_workers), codec=self._codec, codecs=self._codec_of,
-            clock=self._clock, entropy=self._entropy, settings=settings, has_step=_known, closing=asyncio.Event(),
+            clock=self._clock, entropy=self._entropy, settings=settings, has_step=_known, closing=asyncio.Event(), on_step=self.on_step,
         )  # fmt: skip
         self._starter = Starter(
             self._entries, store=self._store, pipeline=pipeline, scheduler=scheduler,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from durable.clock import Clock, Entropy
 from durable.codec import Codec
 from durable.config import EngineSettings
+from durable.core.records import Call
 from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
@@ -56,3 +57,5 @@ class Services:
     settings: EngineSettings
     has_step: Callable[[str], bool]
     closing: asyncio.Event
+    #: Called with the run's id and the call, before each try of a step's body; for tests that count.
+    on_step: Callable[[str, Call], None] | None = None

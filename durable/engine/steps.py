@@ -34,6 +34,8 @@ async def run_step(
     try:
         while True:
             try:
+                if services.on_step is not None:
+                    services.on_step(attempt.run_id, call)
                 value = await _one_try(attempt, step, args, kwargs)
                 payload = services.codecs(step.codec).encode(value)
                 break

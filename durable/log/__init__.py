@@ -1,6 +1,7 @@
 """The write-ahead log: bytes in, a number back once they are durable. It knows no run.
 
-Law: what `append` acknowledged is read back after any crash, in order; what cannot be read back is never passed over in silence.
+Law: what `append` acknowledged is read back after any crash, in order; what cannot be read back is never passed over
+in silence.
 """
 
 from durable.log.files import DiskFiles, Files, LogFile

@@ -1,7 +1,7 @@
 """The seam to the log's directory, and the real one.
 
-Law: nothing else in durable touches the log's files. Every method is one system call (or a loop of one), so that a test can fail or
-crash at each of them; nothing here retries a sync.
+Law: nothing else in durable touches the log's files. Every method is one system call (or a loop of one), so that a
+test can fail or crash at each of them; nothing here retries a sync.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class LogFile(Protocol):
         ...
 
     def preallocate(self, start: int, end: int) -> None:
-        """Fill `start` to `end` with zeros that are really written, so that a later sync writes data and no metadata."""
+        """Fill `start` to `end` with zeros that are really written, so that a later sync writes data and no
+        metadata."""
         ...
 
     def close(self) -> None:
@@ -217,7 +218,8 @@ class DiskFiles:
         except OSError:
             os.close(fd)
             raise
-        # The name of the holder is a hint for people; the flock is the lock. So no sync, and rewriting in place is fine.
+        # The name of the holder is a hint for people; the flock is the lock. So no sync, and rewriting in place is
+        # fine.
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
         self._lock_fd = fd
@@ -232,8 +234,8 @@ _OPEN_DIRECTORIES: weakref.WeakSet[DiskFiles] = weakref.WeakSet()
 
 
 def _close_locks_in_child() -> None:
-    # A forked child shares the flock. It must neither give it up for the parent nor hold it longer than the parent lives:
-    # closing its copy does exactly that.
+    # A forked child shares the flock. It must neither give it up for the parent nor hold it longer than the parent
+    # lives: closing its copy does exactly that.
     for directory in list(_OPEN_DIRECTORIES):
         directory.unlock()
 

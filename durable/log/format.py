@@ -1,7 +1,7 @@
 """The bytes of the log: segment header and frame. Pure; the grammar is in docs/log-format.md.
 
-Law: a frame can be checked alone. Its CRC is seeded with the store id, so a frame of another store, or a copy of one inside a payload
-of another store, never passes; the CRC of the frame before it is a field, not an input.
+Law: a frame can be checked alone. Its CRC is seeded with the store id, so a frame of another store, or a copy of one
+inside a payload of another store, never passes; the CRC of the frame before it is a field, not an input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ SEGMENT_MAGIC = b"DURLOG\r\n"
 FRAME_MAGIC = 0xD7A1
 FRAME_MAGIC_BYTES = FRAME_MAGIC.to_bytes(2, "little")
 DATA = 1
-#: magic, format, least reader, store id, number, first lsn (0: the first frame says), epoch, created (ms), size, crc of all before.
+#: magic, format, least reader, store id, number, first lsn (0: the first frame says), epoch, created (ms), size, crc
+#: of all before.
 HEADER = struct.Struct("<8sHH16sQQQQQI")
 HEADER_BYTES = HEADER.size
 #: magic, length, type, lsn, synced, crc of the frame before, crc of all this (seeded) and the payload.
@@ -63,7 +64,8 @@ def encode_header(header: Header) -> bytes:
 
 
 def decode_header(blob: bytes, name: str, *, allow_cut: bool = False) -> Header:
-    """Check and read a header; raises `StoreFormatError` for a newer writer's, `LogCorruptError` for a damaged or cut segment."""
+    """Check and read a header; raises `StoreFormatError` for a newer writer's, `LogCorruptError` for a damaged or cut
+    segment."""
     if len(blob) < HEADER_BYTES or blob[:8] != SEGMENT_MAGIC:
         raise LogCorruptError(f"segment {name} does not start with a header", segment=name)
     _, version, least, store, number, first_lsn, epoch, created_ms, size, crc = HEADER.unpack_from(blob)
@@ -141,7 +143,8 @@ def peek(blob: bytes, offset: int, seed: int) -> tuple[int, int] | None:
 
 
 def durability_witness(blob: bytes, start: int, *, lsn: int, seed: int) -> int | None:
-    """The lsn of a good frame at or behind `start` that says record `lsn` had been durable when it was written; or None."""
+    """The lsn of a good frame at or behind `start` that says record `lsn` had been durable when it was written; or
+    None."""
     at = start - 1
     while (at := blob.find(FRAME_MAGIC_BYTES, at + 1)) >= 0 and at + FRAME_BYTES <= len(blob):
         _, _, _, other, synced, _, _ = FRAME.unpack_from(blob, at)

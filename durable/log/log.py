@@ -153,7 +153,8 @@ class Log:
         )
 
     def retire(self, through: int) -> asyncio.Future[None]:
-        """Start to remove segments that hold only records up to `through`; the future is done when they are gone for good.
+        """Start to remove segments that hold only records up to `through`; the future is done when they are gone for
+        good.
 
         The caller must have those records durably elsewhere. The active segment always stays.
         """
@@ -169,7 +170,8 @@ class Log:
         return self._writer.run_aside(partial(remove, self._files, names))
 
     async def close(self) -> None:
-        """Make durable what was appended, say so in the manifest, and give the directory back. Does nothing in a forked child."""
+        """Make durable what was appended, say so in the manifest, and give the directory back. Does nothing in a
+        forked child."""
         if self._closed:
             return
         self._closed = True

@@ -1,7 +1,7 @@
 """The manifest: store id, boot epoch, newest segment and what was durable, in one small file that is replaced whole.
 
-Law: it is durable before what it allows may be done. The epoch before the process acts, the newest segment before its first record;
-so a last segment that got lost, and a damaged tail after a clean close, are noticed.
+Law: it is durable before what it allows may be done. The epoch before the process acts, the newest segment before its
+first record; so a last segment that got lost, and a damaged tail after a clean close, are noticed.
 """
 
 from __future__ import annotations

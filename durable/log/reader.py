@@ -1,13 +1,14 @@
 """The reader: looks at every segment and says what is there. It changes nothing and judges no repository.
 
-Law: a bad frame is a torn tail only if nothing says that it had been durable: no later good frame, no later segment with content, not
-the manifest. Otherwise `LogCorruptError`.
+Law: a bad frame is a torn tail only if nothing says that it had been durable: no later good frame, no later segment
+with content, not the manifest. Otherwise `LogCorruptError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from durable.errors import LogCorruptError, StoreMismatchError
 from durable.log.files import Files
@@ -82,7 +83,8 @@ def survey(files: Files) -> Survey:
 def _corrupt(segment: str, offset: int, lsn: int, why: str) -> LogCorruptError:
     return LogCorruptError(
         f"record {lsn} cannot be read (segment {segment}, offset {offset}), but was durable: {why}. "
-        f"Nothing was changed. Restore the directory from a copy, or give up what is unreadable: durable log repair --accept-loss",
+        "Nothing was changed. Restore the directory from a copy, or give up what is unreadable: "
+        "durable log repair --accept-loss",
         segment=segment,
         offset=offset,
         lsn=lsn,
@@ -90,7 +92,7 @@ def _corrupt(segment: str, offset: int, lsn: int, why: str) -> LogCorruptError:
 
 
 def _check_numbers(numbers: list[int], newest: int) -> None:
-    for number, following in zip(numbers, numbers[1:], strict=False):
+    for number, following in pairwise(numbers):
         if following != number + 1:
             raise LogCorruptError(f"segment {segment_name(number + 1)} is missing", segment=segment_name(number + 1))
     if newest and (not numbers or numbers[-1] < newest):

@@ -19,7 +19,8 @@ logger = logging.getLogger("durable.log")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A torn tail that was cut at open: records from `lsn` on were never acknowledged. The bytes are kept in `kept_in`."""
+    """A torn tail that was cut at open: records from `lsn` on were never acknowledged. The bytes are kept in
+    `kept_in`."""
 
     lsn: int
     segment: str
@@ -29,17 +30,19 @@ class Cut:
 
 
 def judge(found: Survey, *, applied: int | None, store_id: str | None) -> None:
-    """Refuse a log that does not go with the repository; `applied` and `store_id` are None where there is no repository."""
+    """Refuse a log that does not go with the repository; `applied` and `store_id` are None where there is no
+    repository."""
     if found.manifest is None:
         if applied or store_id is not None:
             raise StoreMismatchError(
-                f"the repository has applied records up to {applied or 0} of store {store_id or 'unknown'}, but there is no log here. "
-                "Open it with the directory that it was made with, or restore that"
+                f"the repository has applied records up to {applied or 0} of store {store_id or 'unknown'}, "
+                "but there is no log here. Open it with the directory that it was made with, or restore that"
             )
         return
     if store_id is not None and store_id != found.manifest.store_id:
         raise StoreMismatchError(
-            f"the repository belongs to store {store_id}, the log to store {found.manifest.store_id}. Open each with its own other half"
+            f"the repository belongs to store {store_id}, the log to store {found.manifest.store_id}. "
+            "Open each with its own other half"
         )
     witness = applied or 0
     if witness >= found.next_lsn:
@@ -52,8 +55,9 @@ def judge(found: Survey, *, applied: int | None, store_id: str | None) -> None:
                 lsn=found.next_lsn,
             )
         raise StoreMismatchError(
-            f"the repository has applied records up to {witness}, but the log ends before {found.next_lsn}: the log is older "
-            "than the repository, or records were lost. Restore the newer log, or go back to a repository of the same age"
+            f"the repository has applied records up to {witness}, but the log ends before {found.next_lsn}: "
+            "the log is older than the repository, or records were lost. "
+            "Restore the newer log, or go back to a repository of the same age"
         )
     given_up = found.manifest.lost_from <= witness + 1 and found.first_lsn <= found.manifest.lost_through + 1
     if found.first_lsn > witness + 1 and not given_up:
@@ -72,8 +76,9 @@ def mend(files: Files, found: Survey) -> Cut | None:
     if found.segments:
         active = found.segments[-1]
         file = active.file = files.open(active.name)
-        # The last batch is written once more before it is synced: if an earlier process got an error from its sync, the pages
-        # may count as clean although they never reached the disk (fsyncgate), and a sync alone would then promise nothing.
+        # The last batch is written once more before it is synced: if an earlier process got an error from its sync,
+        # the pages may count as clean although they never reached the disk (fsyncgate), and a sync alone would then
+        # promise nothing.
         if found.manifest is None or found.manifest.durable < found.next_lsn:
             write_all(
                 file, files.read(active.name, found.batch_start, active.end - found.batch_start), found.batch_start
@@ -98,10 +103,8 @@ def _keep_torn(files: Files, found: Survey) -> Cut | None:
     file.close()
     files.fsync_dir()
     cut = Cut(found.next_lsn, torn.segment, torn.offset, len(torn.remains), name)
-    logger.warning(
-        "cut a torn tail: %d bytes at offset %d of segment %s, behind record %d; they were never acknowledged, and are kept in %s",
-        cut.length, cut.offset, cut.segment, cut.lsn - 1, cut.kept_in,
-    )  # fmt: skip
+    where = f"{cut.length} bytes at offset {cut.offset} of segment {cut.segment}, behind record {cut.lsn - 1}"
+    logger.warning("cut a torn tail: %s; it was never acknowledged, and is kept in %s", where, cut.kept_in)
     return cut
 
 
@@ -111,7 +114,8 @@ def take_over(files: Files, found: Survey, fresh_id: str) -> Manifest:
     newest = found.segments[-1].number if found.segments else 0
     manifest = replace(old, epoch=old.epoch + 1, newest=newest, durable=found.next_lsn)
     replace_manifest(files, manifest)
-    # Prepared segments are not used again: a failed sync of an earlier process may have left them in an unknown state on disk.
+    # Prepared segments are not used again: a failed sync of an earlier process may have left them in an unknown state
+    # on disk.
     drop = [segment.name for segment in reversed(found.spares)]
     drop += [SEGMENT_TEMPORARY] if SEGMENT_TEMPORARY in found.names else []
     for name in drop:

@@ -1,6 +1,7 @@
 """Looking at a log from outside, and giving up what cannot be read.
 
-Law: `verify` neither writes nor locks. `repair` gives up nothing unless it was told to, keeps every byte beside, and says what is gone.
+Law: `verify` neither writes nor locks. `repair` gives up nothing unless it was told to, keeps every byte beside, and
+says what is gone.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def verify(files: Files) -> LogReport:
 
 
 def dump(files: Files) -> Iterator[tuple[int, bytes]]:
-    """Yield (lsn, payload) of every record that can be read in order from the start; raises `LogCorruptError` on damage."""
+    """Yield (lsn, payload) of every record that can be read in order from the start; raises `LogCorruptError` on
+    damage."""
     found = survey(files)
     seed = frame_seed(found.manifest.store_id) if found.manifest else 0
     for segment in found.segments:
@@ -103,8 +105,9 @@ def repair(
 ) -> RepairReport | None:
     """Cut a damaged log at the damage; returns None when there was nothing to do.
 
-    What comes behind the damage goes too, readable or not, because a run with a hole in its history cannot go on; all bytes are kept
-    beside. Numbering goes on behind everything that may have been used, so the log then has a gap in its numbers.
+    What comes behind the damage goes too, readable or not, because a run with a hole in its history cannot go on; all
+    bytes are kept beside. Numbering goes on behind everything that may have been used, so the log then has a gap in
+    its numbers.
 
     Arguments:
         accept_loss: must be True, or `StorageError` is raised and nothing changed.

@@ -1,7 +1,7 @@
 """Segments: what is known of one, and how a new one comes to be.
 
-Law: temporary file, header, zeros, sync, rename, sync of the directory, then the manifest that names it; only then a record.
-A lack of room before the rename leaves nothing behind and is not a failure of the log.
+Law: temporary file, header, zeros, sync, rename, sync of the directory, then the manifest that names it; only then a
+record. A lack of room before the rename leaves nothing behind and is not a failure of the log.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class SegmentPlan:
 
 
 def make_segment(files: Files, plan: SegmentPlan) -> Segment:
-    """Create a segment durably and open it. Raises `NoRoomError` when there is no room, having cleaned up; else OSError."""
+    """Create a segment durably and open it. Raises `NoRoomError` when there is no room, having cleaned up; else
+    OSError."""
     header = plan.header
     if files.free_bytes() < header.size:
         raise NoRoomError(f"a segment needs {header.size} bytes, and {files.free_bytes()} are free")
@@ -80,7 +81,8 @@ def make_segment(files: Files, plan: SegmentPlan) -> Segment:
 
 
 def grow_segment(segment: Segment, size: int) -> Segment:
-    """Make an unused segment large enough for a huge batch. Raises `NoRoomError` when there is no room, else OSError."""
+    """Make an unused segment large enough for a huge batch. Raises `NoRoomError` when there is no room, else
+    OSError."""
     assert segment.file is not None
     try:
         segment.file.preallocate(segment.size, size)

@@ -1,7 +1,8 @@
 """The writer: one batch in flight, one sync per batch, one wake-up of the loop per batch.
 
-Law: a future resolves only after the sync that covers all its payloads returned. The first failed write, sync or rename fences the
-writer for the life of the process; a sync is never tried again. All state belongs to the loop; the worker only does I/O.
+Law: a future resolves only after the sync that covers all its payloads returned. The first failed write, sync or
+rename fences the writer for the life of the process; a sync is never tried again. All state belongs to the loop; the
+worker only does I/O.
 """
 
 from __future__ import annotations
@@ -49,9 +50,17 @@ class Writer:
     """Appends to the active segment and moves on to the next one."""
 
     def __init__(
-        self, files: Files, settings: LogSettings, clock: Clock, *, segments: list[Segment], manifest: Manifest, crc: int,
-        next_lsn: int, workers: tuple[Worker, Worker],
-    ) -> None:  # fmt: skip
+        self,
+        files: Files,
+        settings: LogSettings,
+        clock: Clock,
+        *,
+        segments: list[Segment],
+        manifest: Manifest,
+        crc: int,
+        next_lsn: int,
+        workers: tuple[Worker, Worker],
+    ) -> None:
         self._files, self._settings, self._clock = files, settings, clock
         self.segments = segments
         self.manifest = manifest
@@ -108,8 +117,8 @@ class Writer:
     def _refusal(self) -> DurableError:
         if self.fenced_by is not None:
             return LogFencedError(
-                f"the log met an error ({self.fenced_by}) and takes nothing more in this process; what was in flight may or may not "
-                "be durable. Restart the process: it reads what is really on the disk"
+                f"the log met an error ({self.fenced_by}) and takes nothing more in this process; what was in flight "
+                "may or may not be durable. Restart the process: it reads what is really on the disk"
             )
         return ShuttingDownError("the log is closed")
 
@@ -143,7 +152,8 @@ class Writer:
         self._worker.submit(job, partial(self._batch_done, resolved, lsn, crc, active.end + size))
 
     def _measure(self) -> tuple[int, int]:
-        """How many of the waiting appends go into the next batch, and their bytes; at least one, the rest as room allows."""
+        """How many of the waiting appends go into the next batch, and their bytes; at least one, the rest as room
+        allows."""
         active = self.segments[-1]
         room = active.size - active.end
         if self._waiting[0][1] > room:  # it opens the next segment
@@ -195,7 +205,8 @@ class Writer:
     # -- the next segment
 
     def _make_room(self, size: int) -> bool:
-        """Whether `size` bytes fit into the active segment, after going on to the next one if need be; else it is being made."""
+        """Whether `size` bytes fit into the active segment, after going on to the next one if need be; else it is
+        being made."""
         active = self.segments[-1]
         fits = active.end + size <= active.size
         old = (

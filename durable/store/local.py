@@ -195,6 +195,8 @@ class LocalStore:
                 self._queued -= 1
         else:
             appended = self._append(flusher, units)
+        if appended.done():  # a log without a thread of its own, in a simulation: `_acknowledged` has yet to be called
+            await asyncio.sleep(0)
         await asyncio.shield(appended)
 
     async def _prepare(self, flusher: Flusher, units: Sequence[Unit]) -> None:

@@ -17,7 +17,9 @@ from durable.core.retry import seconds
 from durable.errors import ReservedNameError, StepContextError
 from durable.tasks.handle import Event
 
-E = TypeVar("E", default=Any)
+#: What may be emitted. `object` by default: with Any there, mypy could not tell the overloads of `@task` apart.
+#: Covariant, so that a helper that takes a plain `Context` accepts any: the price is that it may emit what its caller did not name.
+E_co = TypeVar("E_co", default=object, covariant=True)
 T = TypeVar("T")
 
 RecoveryReason = Literal["crash", "stale", "timeout"]
@@ -120,7 +122,7 @@ def check_event_name(name: object) -> str:
     return name
 
 
-class Context(Generic[E]):
+class Context(Generic[E_co]):
     """The run that the body belongs to. `Context[Events]` says which events the body emits."""
 
     __slots__ = ("_backing", "_logger", "attempt", "input", "key", "max_attempts", "previous_error", "recovered",
@@ -167,7 +169,7 @@ class Context(Generic[E]):
     @overload
     async def emit(self, event: str, data: object = None, /, *, ephemeral: bool = False) -> None: ...
     @overload
-    async def emit(self, event: E, /, *, ephemeral: bool = False) -> None: ...
+    async def emit(self, event: E_co, /, *, ephemeral: bool = False) -> None: ...  # type: ignore[misc]
     async def emit(self, event: Any, data: object = None, /, *, ephemeral: bool = False) -> None:
         """Emit an event: `emit(Tick(n=3))` or `emit("tick", {"n": 3})`. Durable when it returns.
 
@@ -179,7 +181,7 @@ class Context(Generic[E]):
     @overload
     def emit_nowait(self, event: str, data: object = None, /) -> None: ...
     @overload
-    def emit_nowait(self, event: E, /) -> None: ...
+    def emit_nowait(self, event: E_co, /) -> None: ...  # type: ignore[misc]
     def emit_nowait(self, event: Any, data: object = None, /) -> None:
         """Emit an event that becomes durable with the next commit."""
         name, value = _named(event, data)
@@ -212,16 +214,16 @@ def _named(event: Any, data: object) -> tuple[str, object]:
 class Detached:
     """The context of a task that is called as a plain function: nothing is recorded."""
 
-    key = None
-    user = None
-    attempt = 1
-    max_attempts = 1
-    previous_error = None
-    recovered = False
+    key: str | None = None
+    user: str | None = None
+    attempt: int = 1
+    max_attempts: int = 1
+    previous_error: str | None = None
+    recovered: bool = False
     recovery_reason: RecoveryReason | None = None
-    shutting_down = False
-    replaying = False
-    run_id = "0" * 32
+    shutting_down: bool = False
+    replaying: bool = False
+    run_id: str = "0" * 32
 
     def __init__(self, task_name: str, arguments: dict[str, Any]) -> None:
         self.task_name = task_name

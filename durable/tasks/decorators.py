@@ -5,10 +5,10 @@ Law: outside a run, calling one calls the plain function; inside a run, the `Sco
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from functools import partial, update_wrapper
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, final, overload
 
 from durable.core.retry import ONCE, Retry, seconds
 from durable.errors import ConfigError, StepContextError
@@ -28,11 +28,33 @@ from durable.tasks.plain import call_plain, call_plain_step
 from durable.tasks.registry import register_step, register_task
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
-E = TypeVar("E")
-Y = TypeVar("Y")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
 
 Duration = float | timedelta
+
+
+@final
+class _Outsider:
+    """What no parameter accepts but one that accepts anything."""
+
+
+class _Open(Protocol[P, R_co]):
+    """A function whose first parameter accepts anything, and so a `Context` too: it is not meant by that."""
+
+    @overload
+    def __call__(self, first: _Outsider, /, *args: Any, **kwargs: Any) -> R_co: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+# The overloads below go by what the first parameter is (anything, a Context, something else), and by what a call returns.
+# Context[Any], and no type variable: only where their type variables are the same does mypy take the first of two overloads
+# that fit a function with Any in its signature; else it gives up and calls the task Any.
+# For its sake a call returns a Coroutine[object, object, R], too: with Any, `asyncio.gather` would return Any.
+# What a generator ends with is Any: mypy cannot find the `Result[R]` in the union of what is yielded.
 
 
 class Step(Generic[P, R]):
@@ -45,14 +67,20 @@ class Step(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<step {self.definition.name!r}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Call the step; await what is returned."""
         scope = current_scope.get()
         if scope is None:
             return call_plain_step(self.definition, args, kwargs)
         return scope.call_step(self.definition, args, kwargs)
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Step[P, R]: ...
+    @overload
+    def __get__(
+        self: Step[Concatenate[S, Q], R], instance: S, owner: type | None = None
+    ) -> Callable[Q, Coroutine[object, object, R]]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind like a function, so that a method can be a step; the instance is its first argument."""
         return self if instance is None else partial(self, instance)
 
@@ -73,7 +101,7 @@ class Task(Generic[P, R]):
         """The name under which runs of this task are stored."""
         return self.definition.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
         """Outside a run: call the plain function. In a task's body: run it as a child and wait for its result."""
         scope = current_scope.get()
         if scope is None:
@@ -149,15 +177,21 @@ class _TaskDecorator(Protocol):
     """What `@task(...)` returns."""
 
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context[E], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context[E], P], AsyncGenerator[Y, Any]], /) -> Task[P, Any]: ...  # type: ignore[overload-overlap]
+    def __call__(self, fn: _Open[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
     @overload
-    def __call__(self, fn: Callable[P, AsyncGenerator[Y, Any]], /) -> Task[P, Any]: ...
+    def __call__(self, fn: Callable[Concatenate[Context[Any], P], AsyncIterator[Any]], /) -> Task[P, Any]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context[E], P], R], /) -> Task[P, R]: ...
+    def __call__(self, fn: Callable[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
+    @overload
+    def __call__(self, fn: _Open[P, R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
 
@@ -166,25 +200,35 @@ class _StepDecorator(Protocol):
     """What `@step(...)` returns."""
 
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context[E], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Context[E], P], R], /) -> Step[P, R]: ...
+    def __call__(self, fn: _Open[P, R], /) -> Step[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
 
 
 @overload
-def task(fn: Callable[Concatenate[Context[E], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+def task(fn: _Open[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 @overload
-def task(fn: Callable[Concatenate[Context[E], P], AsyncGenerator[Y, Any]], /) -> Task[P, Any]: ...  # type: ignore[overload-overlap]
+def task(fn: _Open[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
 @overload
-def task(fn: Callable[P, AsyncGenerator[Y, Any]], /) -> Task[P, Any]: ...
+def task(fn: Callable[Concatenate[Context[Any], P], AsyncIterator[Any]], /) -> Task[P, Any]: ...
 @overload
-def task(fn: Callable[Concatenate[Context[E], P], R], /) -> Task[P, R]: ...
+def task(fn: Callable[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
+@overload
+def task(fn: _Open[P, R], /) -> Task[P, R]: ...
+@overload
+def task(fn: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
@@ -264,17 +308,27 @@ def _count(value: int | None, key: str) -> int | None:
 
 
 @overload
-def step(fn: Callable[Concatenate[Context[E], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...  # type: ignore[overload-overlap]
+def step(fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+@overload
+def step(fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
-def step(fn: Callable[Concatenate[Context[E], P], R], /) -> Step[P, R]: ...
+def step(fn: _Open[P, R], /) -> Step[P, R]: ...
+@overload
+def step(fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[P, R], /) -> Step[P, R]: ...
 @overload
-def step(name: str, fn: Callable[Concatenate[Context[E], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...  # type: ignore[overload-overlap]
+def step(name: str, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+@overload
+def step(name: str, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(name: str, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+@overload
+def step(name: str, fn: _Open[P, R], /) -> Step[P, R]: ...
+@overload
+def step(name: str, fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
 @overload
 def step(name: str, fn: Callable[P, R], /) -> Step[P, R]: ...
 @overload

@@ -39,7 +39,7 @@ class Result(Generic[R]):
     __slots__ = ("value",)
 
     def __init__(self, value: R) -> None:
-        self.value = value
+        self.value: R = value
 
 
 def shape_of(function: Callable[..., Any]) -> Shape:
@@ -70,7 +70,8 @@ def check_callable(function: object, what: str) -> Callable[..., Any]:
     if isinstance(function, staticmethod | classmethod):
         raise DefinitionError(f"@{what} does not go on a static or class method: decorate a function at module level")
     if inspect.isgeneratorfunction(function):
-        raise DefinitionError(f"@{what} does not support plain generators: make {function.__name__!r} an async one")
+        name = getattr(function, "__name__", function)
+        raise DefinitionError(f"@{what} does not support plain generators: make {name!r} an async one")
     return function
 
 

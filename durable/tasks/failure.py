@@ -152,13 +152,14 @@ def _without_own_frames(stack: traceback.StackSummary) -> traceback.StackSummary
 
 def _state(error: BaseException, codec: ValueCodec) -> bytes | None:
     # Nearly always everything is storable: only when it is not, each attribute is tried on its own.
-    for sieve in (None, codec):
-        try:
-            tree = _tree(error, sieve, NESTED_MAX)
-            return None if tree[0] is None else codec.encode(tree)
-        except Exception:  # noqa: BLE001, PERF203 - a codec may refuse in any way; the failure itself must be recorded
-            continue
-    return None
+    try:
+        return codec.encode(_tree(error, None, NESTED_MAX))
+    except Exception:  # noqa: BLE001 - a codec may refuse in any way; the failure itself must be recorded
+        tree = _tree(error, codec, NESTED_MAX)
+    try:
+        return None if tree[0] is None else codec.encode(tree)
+    except Exception:  # noqa: BLE001 - all parts fit, but not together: too large, say
+        return None
 
 
 def _tree(error: BaseException, sieve: ValueCodec | None, depth: int) -> list[Any]:
@@ -228,7 +229,7 @@ def _remake(kind: type[BaseException], message: str, tree: list[Any]) -> Excepti
     cells, attributes, left_out = tree
     args = tuple(_value(cell) for cell in cells)
     # The nearest class whose __new__ is the interpreter's: a user's may want other arguments, and would be run.
-    base = next(each for each in kind.__mro__ if isinstance(vars(each).get("__new__"), BuiltinMethodType))
+    base: Any = next(each for each in kind.__mro__ if isinstance(vars(each).get("__new__"), BuiltinMethodType))
     error: Any = base.__new__(kind, *args) if issubclass(kind, BaseExceptionGroup) else base.__new__(kind)
     error.args = args
     members = _members(kind)

@@ -6,7 +6,7 @@ Law: a handle holds no state of the run; every answer was durable before it was 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, NoReturn
@@ -112,7 +112,7 @@ def _decoded(payload: bytes | None, codec: Codec) -> Any:
         return payload.decode("utf-8", "replace")
 
 
-_ENGINE_EVENTS = {
+_ENGINE_EVENTS: dict[Kind, Callable[[Record, Codec], Any]] = {
     Kind.CREATED: lambda record, codec: {"task": record.name, **_public(record), "input": _decoded(record.payload, codec)},
     Kind.COMPLETED: lambda record, codec: {"result": _decoded(record.payload, codec)},
     Kind.EVENT: lambda record, codec: _decoded(record.payload, codec),
@@ -154,8 +154,8 @@ class Handle(Generic[R_co]):
     def __init__(self, host: Host, run_id: str, key: str | None, returns: Any = Any) -> None:
         self._host = host
         self._returns = returns
-        self.run_id = run_id
-        self.key = key
+        self.run_id: str = run_id
+        self.key: str | None = key
 
     def __repr__(self) -> str:
         return f"Handle(run_id={self.run_id!r}, key={self.key!r})"

@@ -89,12 +89,12 @@ class timeout:  # noqa: N801 - like asyncio.timeout
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._fired = True  # whatever the alarm says from now on is too late
         if self._alarm is not None:
             self._alarm.cancel()
         assert self._plain is not None, "__aexit__ without __aenter__"
-        return await self._plain.__aexit__(kind, error, trace)
+        await self._plain.__aexit__(kind, error, trace)
 
 
 async def map(  # noqa: A001 - the public name is durable.map

@@ -35,7 +35,10 @@ def register_task(definition: TaskDefinition) -> None:
         )
     _tasks[definition.name] = definition
     for listener in list(_listeners):
-        listener(definition)
+        try:
+            listener(definition)
+        except RuntimeError:  # the event loop of its application is closed: nobody is there to be told
+            _listeners.discard(listener)
 
 
 def register_step(definition: StepDefinition) -> None:

@@ -42,7 +42,8 @@ class _Problem:
 
     def error(self, field: str) -> dict[str, object]:
         given = f"{type(self.value).__qualname__}: {_shown(self.value)}"
-        return {"field": (field + self.path).lstrip("."), "expected": self.expected, "given": given, "reason": self.reason}
+        place = (field + self.path).lstrip(".")
+        return {"field": place, "expected": self.expected, "given": given, "reason": self.reason}
 
 
 _Probe = Callable[[Any, int], _Problem | None]
@@ -370,10 +371,8 @@ def _typed_dict(kind: Any) -> _Probe:
 def _annotated(base: _Probe, annotation: Any) -> _Probe:
     """The base type, then the constraints in the metadata, if pydantic is here to know what they mean."""
     metadata = annotation.__metadata__
-    rooms = {type(each).__module__.partition(".")[0] for each in metadata}
-    if not rooms & {"annotated_types", "pydantic"} and not any(
-        hasattr(each, "__get_pydantic_core_schema__") for each in metadata
-    ):
+    known = [each for each in metadata if type(each).__module__.startswith(("annotated_types", "pydantic"))]
+    if not known and not any(hasattr(each, "__get_pydantic_core_schema__") for each in metadata):
         return base
     # Any first: the base type is checked already, and pydantic may not know it. Some constraints need the type, though.
     constraints = _strictly(Annotated[(Any, *metadata)]) or _strictly(annotation) or _accept

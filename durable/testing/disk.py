@@ -1,9 +1,10 @@
 """A disk that loses what was not synced.
 
-Law: file content survives a power loss for sure only after `fdatasync` of the file, and a name only after `fsync_dir`. All else may
-survive or not, sector by sector and in any order, or come back as zeros or garbage. A failed sync marks the pages clean: they stay
-readable, are never written, and the next sync returns 0 (fsyncgate). Assumed of the drive: bytes that a write does not change
-survive it (power-safe overwrite; every log that appends to a sector needs that). Each operation is two crash points, before and after its effect.
+Law: file content survives a power loss for sure only after `fdatasync` of the file, and a name only after
+`fsync_dir`. All else may survive or not, sector by sector and in any order, or come back as zeros or garbage. A
+failed sync marks the pages clean: they stay readable, are never written, and the next sync returns 0 (fsyncgate).
+Assumed of the drive: bytes that a write does not change survive it (power-safe overwrite; every log that appends to a
+sector needs that). Each operation is two crash points, before and after its effect.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Literal
 from durable.errors import StoreLockedError
 
 SECTOR_BYTES = 512
-#: posix: pending names survive one by one. journal: a prefix of them does. ext4: moreover a sync of any file commits them.
+#: posix: pending names survive one by one. journal: a prefix of them does. ext4: moreover a sync of any file commits
+#: them.
 NameMode = Literal["posix", "journal", "ext4"]
 
 
@@ -286,7 +288,8 @@ class SimulatedDisk:
     # -- damage, for tests
 
     def content(self, name: str) -> bytearray:
-        """The file's bytes, to be damaged in place; do so only while nobody has it open, and after everything was synced."""
+        """The file's bytes, to be damaged in place; do so only while nobody has it open, and after everything was
+        synced."""
         return self._inode(name).cache
 
     def lose(self, name: str) -> None:

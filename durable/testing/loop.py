@@ -1,6 +1,7 @@
 """A virtual world for asyncio code: a loop whose clock jumps, with no real I/O, in an order given by a seed.
 
-Law: the same seed gives the same run; nothing waits for real, and code that waits for what can never come gets `DeadlockError`.
+Law: the same seed gives the same run; nothing waits for real, and code that waits for what can never come gets
+`DeadlockError`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     Arguments:
         seed: decides all random delays and orders.
-        shuffle: probability that the callbacks which are ready in one turn run in another order; asyncio itself never does that,
+        shuffle: probability that the callbacks which are ready in one turn run in another order; asyncio itself never
+        does that,
             so use it only for code that claims not to care.
     """
 
@@ -110,7 +112,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             ready.extend(order)
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[_Arguments]], _Result], *args: Unpack[_Arguments]
+        self, executor: Executor | None, func: Callable[[Unpack[_Arguments]], _Result], *args: *_Arguments
     ) -> asyncio.Future[_Result]:
         """Runs inline, a little later: threads would not be the same twice."""
         future: asyncio.Future[_Result] = self.create_future()
@@ -147,7 +149,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class SimulatedWorker:
-    """A `durable.log.Worker` that runs each job inline on the simulated loop, after a random delay; `done` comes later still."""
+    """A `durable.log.Worker` that runs each job inline on the simulated loop, after a random delay; `done` comes
+    later still."""
 
     def __init__(self, name: str) -> None:
         loop = asyncio.get_running_loop()

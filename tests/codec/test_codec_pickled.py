@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durable.codec import Pickled, pickled
+from durable.codec import Codec, Pickled, TaggedJson, pickled
 from durable.config import PayloadSettings
 from durable.errors import (
     ConfigError,
@@ -117,6 +117,17 @@ def test_failure_to_unpickle_is_a_decode_error() -> None:
     codec = Pickled(SETTINGS)
     with pytest.raises(DecodeError, match="cloudpickle"):
         codec.decode(codec.encode(Fails()))
+
+
+def test_comparing_is_that_of_the_default_codec() -> None:
+    """Equal values may have different pickles, so pickles are not compared."""
+    codec: Codec = Pickled(SETTINGS)
+    assert (
+        codec.canonical({"b": 1, "a": 2})
+        == codec.canonical({"a": 2, "b": 1})
+        == TaggedJson().canonical({"a": 2, "b": 1})
+    )
+    assert codec.identity([threading.Lock()]) == TaggedJson().identity([threading.Lock()])
 
 
 def test_key_never_shows() -> None:

@@ -1,4 +1,5 @@
-"""Each system call of the log fails once, in each way, and for ever after: nothing acknowledged is lost, nothing hangs."""
+"""Each system call of the log fails once, in each way, and for ever after: nothing acknowledged is lost, nothing
+hangs."""
 
 from __future__ import annotations
 
@@ -59,6 +60,10 @@ async def workload(disk: SimulatedDisk, acknowledged: dict[int, bytes]) -> tuple
     return health, outcome
 
 
+async def recovered(disk: SimulatedDisk, *, applied: int | None) -> dict[int, bytes]:
+    return dict((await open_log(disk, applied=applied)).read(0))
+
+
 def cases() -> list[tuple[str, int, Any, bool]]:
     """Every operation that the workload does, by kind and number."""
     disk = SimulatedDisk(random.Random(1))
@@ -73,7 +78,8 @@ def cases() -> list[tuple[str, int, Any, bool]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_call_failing_loses_nothing_and_fences(kind: str) -> None:
-    """A failed call is never glossed over: the log refuses from then on, and a restart finds all that was acknowledged."""
+    """A failed call is never glossed over: the log refuses from then on, and a restart finds all that was
+    acknowledged."""
     logging.getLogger("durable.log").disabled = True
     matrix = [case for case in cases() if case[0] == kind]
     assert matrix
@@ -94,11 +100,7 @@ def test_each_call_failing_loses_nothing_and_fences(kind: str) -> None:
                 assert how == errno.ENOSPC or outcome == "ok", where
             disk = disk.crash()
 
-            async def recovered(disk: SimulatedDisk = disk) -> dict[int, bytes]:
-                log = await open_log(disk, applied=3 if len(acknowledged) > 20 else None)
-                return dict(log.read(0))
-
-            found = run(recovered())
+            found = run(recovered(disk, applied=3 if len(acknowledged) > 20 else None))
             lost = [
                 lsn
                 for lsn, payload in acknowledged.items()

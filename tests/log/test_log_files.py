@@ -64,7 +64,8 @@ async def test_the_second_open_names_the_holder(tmp_path: Path) -> None:
 
 
 async def test_a_forked_child_never_appends(tmp_path: Path) -> None:
-    """It is refused, its exit leaves the parent's lock and log alone, and it does not keep the lock for a dead parent."""
+    """It is refused, its exit leaves the parent's lock and log alone, and it does not keep the lock for a dead
+    parent."""
     log = await open_log(tmp_path)
     await log.append([b"parent"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -111,11 +112,10 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
         command = [sys.executable, "-c", textwrap.dedent(_WRITER), str(tmp_path)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            for _ in range(100):
-                process.stdout.readline()
+            heard = b"".join(process.stdout.readline() for _ in range(100))
             process.send_signal(signal.SIGKILL)
-            rest = process.stdout.read().split(b"\n")
-        acknowledged = max(int(line) for line in rest[:-1] if line) if len(rest) > 1 else 100
+            heard += process.stdout.read()
+        acknowledged = max(int(line) for line in heard.split(b"\n")[:-1])
         report = verify(DiskFiles(tmp_path))
         assert report.ok
         assert report.next_lsn > acknowledged

@@ -1,7 +1,8 @@
 """Damage campaign: a log that was durable is damaged, and must not pass the damage over in silence.
 
-The stated limit: damage that reaches into the last batch, where since the records in question the log was neither closed nor opened
-nor was a segment prepared, and the repository has not applied them. All else is refused, or does no harm.
+The stated limit: damage that reaches into the last batch, where since the records in question the log was neither
+closed nor opened nor was a segment prepared, and the repository has not applied them. All else is refused, or does no
+harm.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def reopen(disk: SimulatedDisk, applied: int | None, store_id: str | None) -> li
 
 
 def test_damage_is_refused_or_harmless() -> None:
-    """No damage makes a durable record vanish in silence or change, beyond the stated limit; a refusal changes nothing."""
+    """No damage makes a durable record vanish in silence or change, beyond the stated limit; a refusal changes
+    nothing."""
     outcomes: Counter[str] = Counter()
     sound = [build(seed) for seed in range(40)]
     for number in range(DAMAGES):

@@ -201,7 +201,7 @@ ACCEPTED: list[tuple[object, object]] = [
     (Closes, sys.stdout),
     ("Unresolved", object()),
     (typing.ForwardRef("Unresolved"), object()),
-    (P.args, ()),
+    (P.args, ()),  # type: ignore[attr-defined]
     (Box[int], Box()),
     (Whole, 3),
     (TypeAliasType("Unresolved", "list[Unresolved]"), [[]]),  # noqa: F821

@@ -1,0 +1,216 @@
+"""`durable runs`, `show` and `events`: reading a store, also beside the process that has it open.
+
+Law: the store is opened for reading only, so nothing here can change or hold up anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from argparse import Namespace
+from collections import deque
+from collections.abc import AsyncIterator
+
+from durable.cli.folder import find_run, opened
+from durable.cli.terminal import (
+    STORED,
+    VALUE_CHARACTERS_MAX,
+    call_text,
+    clipped,
+    clock_time,
+    counted,
+    escaped,
+    iso,
+    moment,
+    print_table,
+    readable,
+    span,
+    to_json,
+    value_of,
+)
+from durable.cli.timeline import Breath, Outcome, Timeline
+from durable.core.query import RunFilter
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.tasks.handle import to_event
+
+PAGE = 500
+#: How often a followed store is asked whether its files changed, and after how many such looks it is read in any case.
+FOLLOW_SECONDS = 0.1
+FOLLOW_LOOKS_MAX = 20
+
+
+def run_json(run: Run) -> dict[str, object]:
+    """A run for programs."""
+    failure = run.failure or {}
+    return {
+        "run_id": run.run_id, "task": run.task, "status": run.status.value, "key": run.key, "user": run.user,
+        "version": run.version, "parent_id": run.parent_id, "attempt": run.attempt, "max_attempts": run.max_attempts,
+        "recoveries": run.recoveries, "created_at": iso(run.created_at), "started_at": iso(run.started_at),
+        "ended_at": iso(run.ended_at), "dead": run.dead, "reason": run.reason, "error_type": failure.get("error_type"),
+        "error": failure.get("message"), "last_seq": run.seq,
+    }  # fmt: skip
+
+
+async def runs(args: Namespace) -> int:
+    """List runs, the newest first."""
+    kept: deque[Run] = deque(maxlen=args.limit)
+    count, after = 0, None
+    async with opened(args.dir, read_only=True) as store:
+        while page := await store.query(
+            RunFilter(status=args.status, task=args.task, user=args.user, after=after, limit=PAGE)
+        ):
+            kept.extend(page)
+            count, after = count + len(page), page[-1].run_id
+    if args.json:
+        for run in reversed(kept):
+            print(to_json(run_json(run)))
+        return 0
+    rows = [
+        (run.run_id, escaped(run.task), run.status.value, moment(run.created_at), _took(run), clipped(escaped(run.key or "-"), 40))
+        for run in reversed(kept)
+    ]
+    if rows:
+        print_table(("run", "task", "status", "created (UTC)", "took", "key"), rows)
+    if count > len(rows):
+        print(f"the newest {len(rows)} of {count:,} runs; --limit {count} shows all")
+    elif not rows:
+        print("no runs" if args.status is args.task is args.user is None else "no runs like that")
+    return 0
+
+
+def _took(run: Run) -> str:
+    return "-" if run.started_at is None or run.ended_at is None else span(run.ended_at - run.started_at)
+
+
+async def _history(store_path: str, wanted: str, user: str | None) -> tuple[Run, list[Record]]:
+    async with opened(store_path, read_only=True) as store:
+        run = await find_run(store, wanted, user)
+        return run, await store.history(run.run_id)
+
+
+async def show(args: Namespace) -> int:
+    """Show one run: what it is, its steps, and where each result came from."""
+    run, records = await _history(args.dir, args.run, args.user)
+    timeline = Timeline.of(records)
+    if args.json:
+        steps = [_outcome_json(row) for row in timeline.rows if isinstance(row, Outcome)]
+        print(to_json({**run_json(run), "input": value_of(run.input), "result": value_of(run.result), "steps": steps}))
+        return 0
+    for name, text in _header(run, timeline):
+        print(f"{name:<9} {text}")
+    _print_steps(timeline)
+    failure = run.failure or {}
+    if failure.get("traceback"):
+        print("\ntraceback")
+        for line in failure["traceback"].rstrip().splitlines():
+            print(f"  {escaped(line)}")
+    return 0
+
+
+def _header(run: Run, timeline: Timeline) -> list[tuple[str, str]]:
+    failure = run.failure or {}
+    lines = [
+        ("run", run.run_id),
+        ("task", escaped(run.task) + (f", version {escaped(run.version)}" if run.version else "")),
+        ("status", run.status.value + (f": {escaped(run.reason)}" if run.reason else "")),
+    ]
+    lines += [(name, escaped(value)) for name, value in (("key", run.key), ("user", run.user), ("parent", run.parent_id)) if value]
+    lines.append(("created", f"{moment(run.created_at)} UTC"))
+    if run.ended_at is not None and run.started_at is not None:
+        lines.append(("ended", f"{moment(run.ended_at)} UTC, {_took(run)} after it began"))
+    lines.append(("attempt", f"{run.attempt} of {run.max_attempts}"))
+    if timeline.recoveries:
+        came = counted(timeline.replayed, "finished step") + " came from the log"
+        lines.append(("recovered", f"{counted(timeline.recoveries, 'time')}; the last time {came}, and did not run again"))
+    lines.append(("input", clipped(readable(value_of(run.input)), VALUE_CHARACTERS_MAX)))
+    if run.result is not None:
+        lines.append(("result", clipped(readable(value_of(run.result)), VALUE_CHARACTERS_MAX)))
+    if failure:
+        lines.append(("error", escaped(f"{failure.get('error_type')}: {failure.get('message')}")))
+    lines.append(("records", f"{run.seq}, {counted(timeline.events, 'event')} among them (durable events RUN shows them)"))
+    return lines
+
+
+def _print_steps(timeline: Timeline) -> None:
+    if not timeline.rows:
+        return
+    print("\nsteps")
+    width = max([len(clipped(row.call, 60)) for row in timeline.rows if isinstance(row, Outcome)] or [0])
+    for row in timeline.rows:
+        if isinstance(row, Breath):
+            print(f"  -- {row.text}")
+            continue
+        tries = f"  after {counted(row.tries, 'try').replace('trys', 'tries')}" if row.tries > 1 else ""
+        detail = f"  {clipped(row.detail)}" if row.detail else ""
+        seq = f"#{row.seq}" if row.seq else ""
+        print(f"  {seq:>5}  {clipped(row.call, 60):<{width}}  {row.outcome}{tries}{detail}")
+
+
+def _outcome_json(row: Outcome) -> dict[str, object]:
+    return {
+        "seq": row.seq, "call": row.call, "outcome": row.outcome, "tries": row.tries, "at": iso(row.at), "attempt": row.attempt,
+        "ran_in": row.life, "replayed": row.replayed, "result": value_of(row.payload),
+    }  # fmt: skip
+
+
+async def events(args: Namespace) -> int:
+    """Print the events of a run; with --follow also those to come, until it ends."""
+    async with opened(args.dir, read_only=True) as store:
+        run_id = (await find_run(store, args.run, args.user)).run_id
+    async for record in _follow(args.dir, run_id) if args.follow else _recorded(args.dir, run_id):
+        if not args.steps and not record.visible:
+            continue
+        event = to_event(record, STORED)
+        if args.json:
+            line = {"seq": event.seq, "name": event.name, "data": event.data, "at": event.at.isoformat(), "attempt": event.attempt}
+            print(to_json(line), flush=args.follow)
+        else:
+            shown = "" if event.data is None or event.data == {} else clipped(_event_text(record, event.data), 200)
+            name = escaped(event.name)
+            print(f"{event.seq:>5}  {clock_time(record.at)}  {name:<14}  {shown}".rstrip(), flush=args.follow)
+    return 0
+
+
+def _event_text(record: Record, shown: object) -> str:
+    """The data of an event; of a step, the call as it was written and what came of it."""
+    if record.visible or not record.name or not isinstance(shown, dict):
+        return readable(shown)
+    rest = {key: value for key, value in shown.items() if key not in ("step", "occurrence", "traceback")}
+    call = call_text(record.name, record.ident)
+    return f"{call} -> {readable(rest['result'])}" if "result" in rest else f"{call} {readable(rest) if rest else ''}".rstrip()
+
+
+async def _recorded(path: str, run_id: str) -> AsyncIterator[Record]:
+    async with opened(path, read_only=True) as store:
+        for record in await store.history(run_id):
+            yield record
+
+
+async def _follow(path: str, run_id: str) -> AsyncIterator[Record]:
+    """Records as another process writes them. There is no notice from there, so the files are watched."""
+    after = 0
+    while True:
+        before = _stamp(path)
+        async with opened(path, read_only=True) as store:
+            records = await store.history(run_id, after)
+            run = await store.find(run_id)
+        for record in records:
+            after = record.seq
+            yield record
+        if run is None or (run.ended and after >= run.seq):
+            return
+        for _ in range(FOLLOW_LOOKS_MAX):
+            await asyncio.sleep(FOLLOW_SECONDS)
+            if _stamp(path) != before:
+                break
+
+
+def _stamp(path: str) -> list[tuple[str, int, int]]:
+    """What changes when something is written to the store."""
+    found = []
+    for folder in (path, os.path.join(path, "log")):
+        if os.path.isdir(folder):
+            with os.scandir(folder) as entries:
+                found += [(each.name, (s := each.stat()).st_mtime_ns, s.st_size) for each in entries if each.is_file()]
+    return sorted(found)

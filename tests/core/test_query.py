@@ -1,0 +1,62 @@
+"""`RunFilter`: which runs a query wants."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from durable.core.query import RunFilter
+from durable.core.run import Run
+from durable.core.status import ENDED, Status
+
+RUN = Run("b" * 32, task="crawl", user="ann", parent_id="p", status=Status.FAILED, dead=True, ended_at=9.0)
+ALL = RunFilter(
+    status=frozenset({Status.FAILED, Status.READY}), task="crawl", user="ann", parent_id="p", dead=True, after="a" * 32
+)
+
+
+def test_a_filter_that_says_nothing_wants_everything() -> None:
+    """None means any."""
+    assert RunFilter().matches(RUN)
+    assert RunFilter().matches(Run("0" * 32))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("status", Status.TIMED_OUT),
+        ("task", "other"),
+        ("user", "bob"),
+        ("user", None),
+        ("parent_id", None),
+        ("dead", False),
+        ("run_id", "a" * 32),
+        ("run_id", "0" * 32),
+    ],
+)
+def test_every_condition_has_to_hold(field: str, value: object) -> None:
+    """A run that differs in one of the wanted things is not wanted; `after` leaves the run itself out."""
+    assert ALL.matches(RUN)
+    assert not ALL.matches(dataclasses.replace(RUN, **{field: value}))
+
+
+@pytest.mark.parametrize("status", Status)
+def test_open_runs_are_those_that_have_not_ended(status: Status) -> None:
+    """What has ended is not open, whichever way it ended."""
+    assert RunFilter(open=True).matches(Run("r", status=status)) == (status not in ENDED)
+
+
+def test_an_empty_set_of_statuses_wants_nothing() -> None:
+    """No status is not the same as any."""
+    assert not RunFilter(status=frozenset()).matches(RUN)
+
+
+def test_an_empty_text_is_a_wish() -> None:
+    """The user with the empty name is not everybody."""
+    assert not RunFilter(user="").matches(RUN)
+
+
+def test_limit_is_for_the_store() -> None:
+    """How many are wanted says nothing about one run."""
+    assert RunFilter(limit=0).matches(RUN)
