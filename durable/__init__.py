@@ -74,11 +74,12 @@ from durable.tasks.decorators import step, task
 from durable.tasks.definition import RERUN, Result
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import UserContext
-from durable.tasks.recorded import current_user, map, now, random, run_as, sleep, timeout, uuid4  # noqa: A004
+from durable.tasks.recorded import current_user, map, now, random, run_as, sleep, timeout, uuid4
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RERUN",
     "AmbiguousAppError",
     "AppError",
     "AppNotOpenError",
@@ -108,7 +109,6 @@ __all__ = [
     "PayloadError",
     "PayloadTooDeepError",
     "PayloadTooLargeError",
-    "RERUN",
     "RefusedError",
     "RepositoryUnavailableError",
     "ReservedNameError",

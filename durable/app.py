@@ -86,7 +86,9 @@ class Durable:
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
         if not execute:
-            raise ConfigError("execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute")
+            raise ConfigError(
+                "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
+            )
         self.test_mode = test_mode
         self._engine = Engine(_store_of(target, config, clock, entropy), config, limits, clock, entropy)
         if test_mode:
@@ -160,7 +162,9 @@ class Durable:
         left = limit
         while left is None or left > 0:
             size = PAGE if left is None else min(PAGE, left)
-            page = await self._engine.store.query(RunFilter(status=wanted, task=name, user=user, after=after, limit=size))
+            page = await self._engine.store.query(
+                RunFilter(status=wanted, task=name, user=user, after=after, limit=size)
+            )
             for run in page:
                 yield RunInfo.of(run)
             if len(page) < size:
@@ -221,7 +225,8 @@ def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) ->
             raise ConfigError(f"Durable({target!r}): the target must be a directory, a URL or a store", key="target")
         if "://" in text:
             raise ConfigError(
-                f"Durable({text.split('://')[0]}://...): this version of durable keeps runs in a folder or in memory", key="target"
+                f"Durable({text.split('://')[0]}://...): this version of durable keeps runs in a folder or in memory",
+                key="target",
             )
         return LocalStore(Path(text), log=config.log, flush=config.flush, clock=clock, entropy=entropy)
     if not all(hasattr(target, name) for name in ("open", "close", "commit", "find", "history", "query")):

@@ -86,7 +86,10 @@ class PayloadSettings:
         _require(self.bytes_max >= 64, "payload.bytes_max", self.bytes_max, "at least 64")
         _require(1 <= self.depth_max <= 500, "payload.depth_max", self.depth_max, "between 1 and 500")
         _require(
-            self.pickle_key is None or len(self.pickle_key) >= 16, "payload.pickle_key", "<hidden>", "16 bytes or longer"
+            self.pickle_key is None or len(self.pickle_key) >= 16,
+            "payload.pickle_key",
+            "<hidden>",
+            "16 bytes or longer",
         )
 
 
@@ -137,7 +140,12 @@ class Config:
     engine: EngineSettings = EngineSettings()
 
     def __post_init__(self) -> None:
-        for key, kind in (("log", LogSettings), ("flush", FlushSettings), ("payload", PayloadSettings), ("engine", EngineSettings)):
+        for key, kind in (
+            ("log", LogSettings),
+            ("flush", FlushSettings),
+            ("payload", PayloadSettings),
+            ("engine", EngineSettings),
+        ):
             _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
 
 

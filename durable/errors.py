@@ -141,7 +141,9 @@ class ValidationError(DurableError, ValueError):
 
     code = "validation"
 
-    def __init__(self, message: str | None = None, *, field: str, errors: list[dict[str, object]] | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, field: str, errors: list[dict[str, object]] | None = None
+    ) -> None:
         super().__init__(message)
         self.field = field
         self.errors = errors or []
@@ -216,7 +218,9 @@ class StepError(DurableError):
 
     code = "step_failed"
 
-    def __init__(self, message: str | None = None, *, error_type: str = "", reason: str = "", traceback: str = "") -> None:
+    def __init__(
+        self, message: str | None = None, *, error_type: str = "", reason: str = "", traceback: str = ""
+    ) -> None:
         super().__init__(message)
         self.error_type = error_type
         self.message = reason

@@ -37,7 +37,10 @@ async def _command(args: Namespace, command: Command, wanted: Status) -> int:
         complain(f"run {run.run_id} has ended as {run.status} already: nothing was changed")
         return 1
     changed = "is now" if records else "was already"
-    print(f"run {run.run_id} of task {escaped(run.task)!r} {changed} {run.status}" + (f"; {_NEXT[wanted]}" if records else ""))
+    print(
+        f"run {run.run_id} of task {escaped(run.task)!r} {changed} {run.status}"
+        + (f"; {_NEXT[wanted]}" if records else "")
+    )
     return 0
 
 

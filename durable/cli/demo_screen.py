@@ -97,7 +97,9 @@ def print_report(screen: Screen, report: Mapping[str, Any]) -> None:
     for name, count in report["imports"].items():
         screen.say(f"  {count:>8,} modules  {escaped(name)}")
     if report["unreadable"]:
-        screen.say(f"  {counted(len(report['unreadable']), 'file')} could not be parsed: {escaped(', '.join(report['unreadable'][:3]))}")
+        screen.say(
+            f"  {counted(len(report['unreadable']), 'file')} could not be parsed: {escaped(', '.join(report['unreadable'][:3]))}"
+        )
 
 
 def print_counts(screen: Screen, counts: Mapping[str, Any]) -> None:
@@ -106,7 +108,9 @@ def print_counts(screen: Screen, counts: Mapping[str, Any]) -> None:
     screen.say(screen.style("What ran", "1"))
     twice, cut_off = counts["twice"], counts["cut_off"]
     screen.say(f"  {counts['steps']:>4}  steps executed")
-    screen.say(f"  {counts['from_log']:>4}  of them taken from the log by the second process, which did not run them again")
+    screen.say(
+        f"  {counts['from_log']:>4}  of them taken from the log by the second process, which did not run them again"
+    )
     if cut_off:
         screen.say(f"  {cut_off:>4}  cut off in the middle by the kill: not finished, so run anew")
     screen.say(screen.style(f"  {twice:>4}  steps run twice", "1;31" if twice else "1;32"))

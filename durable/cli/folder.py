@@ -24,7 +24,9 @@ def check_there(path: str) -> str:
     if not os.path.isdir(path):
         raise StorageError(f"there is no folder {path!r}: name the one that holds the store with --dir DIR")
     if not os.path.isdir(os.path.join(path, "log")) and not os.path.isfile(os.path.join(path, "repository.db")):
-        raise StorageError(f"{path!r} holds no store of durable (no log, no repository.db): name the right folder with --dir DIR")
+        raise StorageError(
+            f"{path!r} holds no store of durable (no log, no repository.db): name the right folder with --dir DIR"
+        )
     return path
 
 
@@ -49,10 +51,14 @@ async def find_run(store: LocalStore, wanted: str, user: str | None) -> Run:
         found = await store.query(RunFilter(after=wanted, limit=2))
         found = [each for each in found if each.run_id.startswith(wanted)]
         if len(found) > 1:
-            raise ConflictError(f"several runs have ids that begin with {wanted!r}: give more digits (durable runs lists them)")
+            raise ConflictError(
+                f"several runs have ids that begin with {wanted!r}: give more digits (durable runs lists them)"
+            )
         run = found[0] if found else None
     if run is None:
         whose = f"of user {user!r} " if user is not None else ""
         hint = "" if user is not None else "; the key of a user's run needs --user"
-        raise RunNotFoundError(f"no run {whose}in {store.path} has the id or key {wanted!r}; durable runs lists them{hint}")
+        raise RunNotFoundError(
+            f"no run {whose}in {store.path} has the id or key {wanted!r}; durable runs lists them{hint}"
+        )
     return run

@@ -9,7 +9,6 @@ import os
 from argparse import Namespace
 
 from durable.cli.terminal import (
-    STORED,
     call_text,
     clipped,
     clock_time,
@@ -69,7 +68,9 @@ async def verify_log(args: Namespace) -> int:
     which = f", {report.first_lsn} to {report.next_lsn - 1}" if count else ""
     print(f"holds    {counted(count, 'record')}{which}{'' if report.ok else ' before the damage'}")
     if report.torn_bytes:
-        print(f"tail     {counted(report.torn_bytes, 'byte')} that were being written when the process died; the next open cuts them off")
+        print(
+            f"tail     {counted(report.torn_bytes, 'byte')} that were being written when the process died; the next open cuts them off"
+        )
     if report.problem is not None:
         complain(str(report.problem))
         return 1
@@ -98,9 +99,9 @@ def _record_text(lsn: int, record: Record) -> str:
     if record.kind in CALLS and record.kind is not Kind.EVENT:
         name = call_text(record.name, record.ident)
     head = {key: value for key, value in record.head.items() if key != "traceback"}
-    parts = [name, readable(head) if head else "", "" if record.payload is None else readable(STORED.decode(record.payload))]
-    kind = record.kind.name.lower()
-    return f"{lsn:>6}  {record.run_id} #{record.seq:<4} {clock_time(record.at)}  {kind:<14}  {clipped('  '.join(filter(None, parts)))}".rstrip()
+    parts = [name, readable(head) if head else "", "" if record.payload is None else readable(value_of(record.payload))]
+    text = clipped("  ".join(filter(None, parts)))
+    return f"{lsn:>6}  {record.run_id} #{record.seq:<4} {clock_time(record.at)}  {record.kind.name.lower():<14}  {text}".rstrip()
 
 
 async def repair_log(args: Namespace) -> int:

@@ -30,7 +30,7 @@ from durable.cli.terminal import (
 )
 from durable.cli.timeline import Breath, Outcome, Timeline
 from durable.core.query import RunFilter
-from durable.core.records import Record
+from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.tasks.handle import to_event
 
@@ -67,7 +67,14 @@ async def runs(args: Namespace) -> int:
             print(to_json(run_json(run)))
         return 0
     rows = [
-        (run.run_id, escaped(run.task), run.status.value, moment(run.created_at), _took(run), clipped(escaped(run.key or "-"), 40))
+        (
+            run.run_id,
+            escaped(run.task),
+            run.status.value,
+            moment(run.created_at),
+            _took(run),
+            clipped(escaped(run.key or "-"), 40),
+        )
         for run in reversed(kept)
     ]
     if rows:
@@ -115,20 +122,28 @@ def _header(run: Run, timeline: Timeline) -> list[tuple[str, str]]:
         ("task", escaped(run.task) + (f", version {escaped(run.version)}" if run.version else "")),
         ("status", run.status.value + (f": {escaped(run.reason)}" if run.reason else "")),
     ]
-    lines += [(name, escaped(value)) for name, value in (("key", run.key), ("user", run.user), ("parent", run.parent_id)) if value]
+    lines += [
+        (name, escaped(value))
+        for name, value in (("key", run.key), ("user", run.user), ("parent", run.parent_id))
+        if value
+    ]
     lines.append(("created", f"{moment(run.created_at)} UTC"))
     if run.ended_at is not None and run.started_at is not None:
         lines.append(("ended", f"{moment(run.ended_at)} UTC, {_took(run)} after it began"))
     lines.append(("attempt", f"{run.attempt} of {run.max_attempts}"))
     if timeline.recoveries:
         came = counted(timeline.replayed, "finished step") + " came from the log"
-        lines.append(("recovered", f"{counted(timeline.recoveries, 'time')}; the last time {came}, and did not run again"))
+        lines.append(
+            ("recovered", f"{counted(timeline.recoveries, 'time')}; the last time {came}, and did not run again")
+        )
     lines.append(("input", clipped(readable(value_of(run.input)), VALUE_CHARACTERS_MAX)))
     if run.result is not None:
         lines.append(("result", clipped(readable(value_of(run.result)), VALUE_CHARACTERS_MAX)))
     if failure:
         lines.append(("error", escaped(f"{failure.get('error_type')}: {failure.get('message')}")))
-    lines.append(("records", f"{run.seq}, {counted(timeline.events, 'event')} among them (durable events RUN shows them)"))
+    lines.append(
+        ("records", f"{run.seq}, {counted(timeline.events, 'event')} among them (durable events RUN shows them)")
+    )
     return lines
 
 
@@ -163,7 +178,13 @@ async def events(args: Namespace) -> int:
             continue
         event = to_event(record, STORED)
         if args.json:
-            line = {"seq": event.seq, "name": event.name, "data": event.data, "at": event.at.isoformat(), "attempt": event.attempt}
+            line = {
+                "seq": event.seq,
+                "name": event.name,
+                "data": event.data,
+                "at": event.at.isoformat(),
+                "attempt": event.attempt,
+            }
             print(to_json(line), flush=args.follow)
         else:
             shown = "" if event.data is None or event.data == {} else clipped(_event_text(record, event.data), 200)
@@ -174,11 +195,17 @@ async def events(args: Namespace) -> int:
 
 def _event_text(record: Record, shown: object) -> str:
     """The data of an event; of a step, the call as it was written and what came of it."""
-    if record.visible or not record.name or not isinstance(shown, dict):
+    if not record.visible and not record.name:
+        return readable(record.head) if record.head else ""
+    if (record.visible and record.kind is not Kind.WAITING) or not isinstance(shown, dict):
         return readable(shown)
     rest = {key: value for key, value in shown.items() if key not in ("step", "occurrence", "traceback")}
     call = call_text(record.name, record.ident)
-    return f"{call} -> {readable(rest['result'])}" if "result" in rest else f"{call} {readable(rest) if rest else ''}".rstrip()
+    return (
+        f"{call} -> {readable(rest['result'])}"
+        if "result" in rest
+        else f"{call} {readable(rest) if rest else ''}".rstrip()
+    )
 
 
 async def _recorded(path: str, run_id: str) -> AsyncIterator[Record]:

@@ -51,9 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"durable {installed}")
-    parser.add_argument("--dir", default=DEFAULT_FOLDER, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})")
+    parser.add_argument(
+        "--dir", default=DEFAULT_FOLDER, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})"
+    )
     folder = argparse.ArgumentParser(add_help=False)
-    folder.add_argument("--dir", default=argparse.SUPPRESS, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})")
+    folder.add_argument(
+        "--dir", default=argparse.SUPPRESS, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[..., object], **options: str) -> argparse.ArgumentParser:
@@ -81,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("show", "events"):
             command.add_argument("--json", action="store_true", help="JSON, with values as they are stored")
         if name == "events":
-            command.add_argument("--steps", action="store_true", help="every record, not only what was emitted and what became of the run")
+            command.add_argument(
+                "--steps",
+                action="store_true",
+                help="every record, not only what was emitted and what became of the run",
+            )
             command.add_argument("--follow", action="store_true", help="go on until the run ends")
         if name in ("cancel", "stop"):
             command.add_argument("--reason", help="recorded with it")
@@ -100,7 +108,9 @@ def _add_log(commands: argparse._SubParsersAction[argparse.ArgumentParser], fold
     ):
         command = log_commands.add_parser(name, parents=[folder], help=text, description=text)
         command.set_defaults(run_command=run)
-        command.add_argument("folder", metavar="DIR", nargs="?", help="the folder of a store, or of its log (default: --dir)")
+        command.add_argument(
+            "folder", metavar="DIR", nargs="?", help="the folder of a store, or of its log (default: --dir)"
+        )
         if name == "repair":
             command.add_argument("--accept-loss", action="store_true", help="yes, give up what is behind the damage")
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from durable.codec import TaggedJson
@@ -74,9 +74,9 @@ def _tagged(tag: str, value: object, path: object) -> str:
     match tag, value:
         case "tuple", list():
             return "(" + ", ".join(map(_readable, value)) + ("," if len(value) == 1 else "") + ")"
-        case ("set" | "frozenset"), list():
+        case (("set" | "frozenset"), list()):
             return "{" + ", ".join(map(_readable, value)) + "}" if value else "set()"
-        case ("int" | "float"), str():
+        case (("int" | "float"), str()):
             return escaped(value)
         case "dict", list():
             pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2]
@@ -99,7 +99,7 @@ def call_text(name: str, ident: bytes) -> str:
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
-        return f"{escaped(name)}({escaped(text)[1:]}"
+        return f"{escaped(name)}({escaped(text.partition('...sha256:')[0])[1:]}…)"
     arguments = readable(tree)
     return f"{escaped(name)}({arguments[1:-1] if isinstance(tree, list) else arguments})"
 
@@ -111,17 +111,17 @@ def to_json(value: object) -> str:
 
 def moment(at: float | None) -> str:
     """A time for people: UTC, to the second."""
-    return "-" if at is None else datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def clock_time(at: float) -> str:
     """The time of day, UTC, to the millisecond."""
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
 def iso(at: float | None) -> str | None:
     """A time for programs."""
-    return None if at is None else datetime.fromtimestamp(at, timezone.utc).isoformat()
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def span(seconds: float) -> str:

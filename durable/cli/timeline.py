@@ -62,6 +62,8 @@ class Timeline:
     _tries: dict[Call, int] = field(default_factory=dict)
     _open: dict[Call, Outcome] = field(default_factory=dict)
     _life: int = 0
+    #: A process gave the run back, and none has gone on yet.
+    _closed: bool = False
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Timeline:
@@ -91,7 +93,9 @@ class Timeline:
         elif kind is Kind.WAITING:
             self._wait(record, f"waits for a signal {escaped(repr(record.head.get('what')))}")
         elif kind is Kind.CHILD_STARTED:
-            self._wait(record, f"child {escaped(str(record.head.get('child', record.head.get('run_id', ''))))}".rstrip())
+            self._wait(
+                record, f"child {escaped(str(record.head.get('child', record.head.get('run_id', ''))))}".rstrip()
+            )
         else:
             self._breath(record)
 
@@ -128,10 +132,14 @@ class Timeline:
                 if record.kind is Kind.RECOVERED:
                     self.recoveries += 1
                     text = f"{when} the process was lost; recovered in a new one: {kept}"
+                elif self._closed:
+                    text = f"{when} a new process went on: {kept}"
                 else:
                     text = f"{when} attempt {record.attempt} began" + (f": {kept}" if self._life > 1 else "")
+                self._closed = False
             case Kind.RELEASED:
-                text = f"{when} the process closed, the run waited for the next one"
+                self._closed = True
+                text = f"{when} the process closed before the run ended; the next one goes on with it"
             case Kind.RETRYING:
                 text = f"{when} attempt {record.attempt} failed ({error}), to be tried again"
             case Kind.SUSPENDED | Kind.RESUMED | Kind.CANCELLED | Kind.COMPLETED:

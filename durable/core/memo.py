@@ -61,7 +61,9 @@ class Memo:
                 self._markers[call] = record
         elif kind in _RESULTS:
             if record.head.get("added"):
-                self._prior[call] = record  # the code gained this call while the run was replayed: it has no place in the order
+                self._prior[call] = (
+                    record  # the code gained this call while the run was replayed: it has no place in the order
+                )
                 return
             if not current:
                 if kind is Kind.STEP_COMPLETED or kind is Kind.EVENT:

@@ -30,6 +30,8 @@ from durable.tasks.handle import Event
 #: Longest identity that is kept as it is; a longer one keeps its beginning, for a reader, and a digest.
 IDENT_BYTES_MAX = 256
 
+_REASONS: dict[str | None, RecoveryReason] = {"crash": "crash", "stale": "stale", "timeout": "timeout"}
+
 
 def shorten(ident: bytes) -> bytes:
     """Bound the identity of a call."""
@@ -41,7 +43,9 @@ def shorten(ident: bytes) -> bytes:
 class Attempt:
     """One attempt of one run."""
 
-    def __init__(self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool) -> None:
+    def __init__(
+        self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool
+    ) -> None:
         run = entry.run
         self.services = services
         self.entry = entry
@@ -57,8 +61,7 @@ class Attempt:
         self.previous_error = run.failure["message"] if run.failure else None
         self.input: dict[str, Any] = {}
         self.recovered = recovered
-        reason = run.recovery_reason
-        self.recovery_reason: RecoveryReason | None = reason if recovered and reason in ("crash", "stale", "timeout") else None  # type: ignore[assignment]
+        self.recovery_reason: RecoveryReason | None = _REASONS.get(run.recovery_reason) if recovered else None
         #: Set before the engine itself cancels the body: what happens from then on is not the body's doing.
         self.interrupted = False
         self.body: asyncio.Task[Any] | None = None
@@ -88,7 +91,7 @@ class Attempt:
         """Give a call its identity. Raises where no call may be made."""
         if threading.get_ident() != self._thread:
             raise StepContextError(
-                f"{name!r} was called in a thread: a task that calls steps or tasks must be `async def`; a plain `def` one cannot await them"
+                f"{name!r} was called in a thread: a task that calls steps or tasks must be `async def`"
             )
         if self.interrupted or self.entry.run.status is not Status.RUNNING:
             raise TransitionError(f"run {self.run_id} is {self.entry.run.status}: its body can start nothing more")

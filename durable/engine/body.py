@@ -15,7 +15,6 @@ from durable.core.status import Status
 from durable.engine.execution import Execution
 from durable.engine.scopes import StepScope
 from durable.errors import (
-    DurableError,
     LogFencedError,
     NonRetryableError,
     PayloadError,
@@ -44,9 +43,8 @@ async def run_body(execution: Execution) -> None:
             return
         _fail(execution, error)
     except TimeoutError as error:
-        if limit.expired():
-            error = TimeoutError(f"attempt {run.attempt} took longer than the run's timeout of {run.timeout:g} s")
-        _fail(execution, error, timed_out=limit.expired())
+        late = f"attempt {run.attempt} took longer than the run's timeout of {run.timeout} s"
+        _fail(execution, TimeoutError(late) if limit.expired() else error, timed_out=limit.expired())
     except (LogFencedError, asyncio.InvalidStateError):
         return  # the store is gone: the next process goes on with this run
     except Exception as error:  # noqa: BLE001 - whatever a body raises is its outcome
@@ -90,7 +88,12 @@ async def _call(execution: Execution) -> Any:
     args, kwargs = definition.facts.call_arguments(arguments, definition.name)
     if execution.recovered and definition.recovery is not None:
         scope = StepScope(
-            services.host, services.clock, services.entropy, execution.run_id, ("recovery", b"", 0), "a recovery handler"
+            services.host,
+            services.clock,
+            services.entropy,
+            execution.run_id,
+            ("recovery", b"", 0),
+            "a recovery handler",
         )
         token = current_scope.set(scope)
         try:
@@ -127,5 +130,3 @@ async def _generate(execution: Execution, args: tuple[Any, ...], kwargs: dict[st
     finally:
         await generator.aclose()
     return None
-
-

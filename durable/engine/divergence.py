@@ -18,7 +18,9 @@ _OWN = str(Path(__file__).parent.parent)
 def call_site() -> str:
     """File and line of the code outside this package that is calling."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(_OWN) or "/asyncio/" in frame.f_code.co_filename):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename.startswith(_OWN) or "/asyncio/" in frame.f_code.co_filename
+    ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -34,7 +36,9 @@ def show(call: Call) -> str:
 def describe(run_id: str, task: str, divergence: Divergence, sites: Mapping[Call, str]) -> str:
     """The whole message: record and code side by side, and what to do."""
     left = [show(call) for call in divergence.recorded] or ["(nothing more)"]
-    right = [f"{show(call)}  at {sites[call]}" if call in sites else show(call) for call in divergence.called] or ["(no call)"]
+    right = [f"{show(call)}  at {sites[call]}" if call in sites else show(call) for call in divergence.called] or [
+        "(no call)"
+    ]
     width = max(len("record"), *(len(line) for line in left))
     rows = [f"  {'record':<{width}} | code"]
     for index in range(max(len(left), len(right))):

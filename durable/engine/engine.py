@@ -102,8 +102,12 @@ class Engine:
         pipeline.open()
         self._state = "open"
         loop = asyncio.get_running_loop()
-        self._task_defined = lambda task: loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
-        on_new_task(self._task_defined)
+
+        def task_defined(task: TaskDefinition) -> None:
+            loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
+
+        self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
+        on_new_task(task_defined)
         await self._recover()
 
     async def _recover(self) -> None:
@@ -130,7 +134,9 @@ class Engine:
             logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
             self._lifecycle.orphans.setdefault(run.task, []).append(entry)
         elif not definition.auto_recover:
-            self._services.pipeline.stage(entry, Suspend("waits for a fresh start with its key, which brings its user back"))
+            self._services.pipeline.stage(
+                entry, Suspend("waits for a fresh start with its key, which brings its user back")
+            )
         elif run.parent_id and run.attached and run.parent_id not in self._entries:
             self._services.pipeline.stage(entry, Cancel(f"its parent {run.parent_id} has ended"))
         else:
@@ -156,7 +162,10 @@ class Engine:
         finally:
             self._state = "closed"
             for entry in self._entries.values():
-                _tell(entry, ShuttingDownError("the application was closed before the run ended; it goes on at the next open"))
+                _tell(
+                    entry,
+                    ShuttingDownError("the application was closed before the run ended; it goes on at the next open"),
+                )
             self._hub.wake_all()
             await services.invoker.close()
             await self._store.close()
@@ -269,7 +278,9 @@ class Engine:
                             if record.kind in ENDS:
                                 return
                     if self._state != "open" or self._services.pipeline.failure is not None:
-                        raise ShuttingDownError(f"the application is closing; go on from seq {after} when it is open again")
+                        raise ShuttingDownError(
+                            f"the application is closing; go on from seq {after} when it is open again"
+                        )
                     await subscription.wait()
         finally:
             self._hub.unsubscribe(run_id, subscription)
@@ -341,7 +352,12 @@ class Engine:
 
 def _known(name: str) -> bool:
     """Whether the code has a step or task of this name, or it is a call of durable's own."""
-    return has_step(name) or find_task(name) is not None or name in ("sleep", "timeout", "now", "wait_for") or name.startswith("start:")
+    return (
+        has_step(name)
+        or find_task(name) is not None
+        or name in ("sleep", "timeout", "now", "wait_for")
+        or name.startswith("start:")
+    )
 
 
 def _tell(entry: Entry, error: Exception) -> None:

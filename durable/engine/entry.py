@@ -48,7 +48,19 @@ class Unit:
 class Entry:
     """A loaded run."""
 
-    __slots__ = ("children", "execution", "identity", "queued", "run", "settled", "slot", "task", "timer", "unit", "waiters")
+    __slots__ = (
+        "children",
+        "execution",
+        "identity",
+        "queued",
+        "run",
+        "settled",
+        "slot",
+        "task",
+        "timer",
+        "unit",
+        "waiters",
+    )
 
     def __init__(self, run: Run, identity: UserContext | None = None) -> None:
         self.run = run

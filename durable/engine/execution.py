@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Coroutine
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -36,7 +36,9 @@ class Execution(Attempt):
         """The application that runs it."""
         return self.services.host
 
-    def call_step(self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    def call_step(
+        self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
         """A recorded step."""
         known = self._steps.setdefault(step.name, step.facts.function)
         if known is not step.facts.function:
@@ -89,7 +91,7 @@ class Execution(Attempt):
             self._unsynced_value = True
         else:
             stamp = self.services.codec.decode(record.payload or b"0.0", float)  # type: ignore[assignment]
-        return datetime.fromtimestamp(stamp, timezone.utc)
+        return datetime.fromtimestamp(stamp, UTC)
 
     def uuid4(self) -> UUID:
         """A UUID that follows from the run and the number of the call: nothing to record, nothing to lose."""

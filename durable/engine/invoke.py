@@ -30,7 +30,11 @@ class Invoker:
         self._processes: ProcessPool | None = None
 
     async def call(
-        self, facts: FunctionFacts, args: tuple[Any, ...], kwargs: dict[str, Any], isolate: Literal["process"] | None = None
+        self,
+        facts: FunctionFacts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        isolate: Literal["process"] | None = None,
     ) -> Any:
         """Call the function in the way that its definition asks for."""
         if isolate is not None:

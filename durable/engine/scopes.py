@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +23,9 @@ from durable.tasks.plain import call_plain_step
 def step_key(run_id: str, call: Call) -> str:
     """The idempotency key of a step's call: the same in every try of it."""
     name, ident, occurrence = call
-    return hashlib.sha256(b"\0".join((run_id.encode(), name.encode(), ident, str(occurrence).encode()))).hexdigest()[:40]
+    return hashlib.sha256(b"\0".join((run_id.encode(), name.encode(), ident, str(occurrence).encode()))).hexdigest()[
+        :40
+    ]
 
 
 class StepScope:
@@ -44,7 +46,9 @@ class StepScope:
         """The application that runs it."""
         return self._host
 
-    def call_step(self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    def call_step(
+        self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
         """A plain call."""
         return call_plain_step(step, args, kwargs)
 
@@ -78,7 +82,7 @@ class StepScope:
 
     def now(self) -> datetime:
         """The time."""
-        return datetime.fromtimestamp(self._clock.now(), timezone.utc)
+        return datetime.fromtimestamp(self._clock.now(), UTC)
 
     def uuid4(self) -> UUID:
         """A random UUID."""

@@ -77,7 +77,9 @@ class Starter:
         create.fingerprint = sha256(self._codec.canonical([task.name, arguments])).hexdigest()
         return await self._start_keyed(create, task, identity, parentage), key
 
-    def _key(self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], user: str | None) -> str | None:
+    def _key(
+        self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], user: str | None
+    ) -> str | None:
         key: Any = options.key if options.key is not None else task.key
         if callable(key):
             args, kwargs = task.facts.call_arguments(arguments, task.name)
@@ -85,7 +87,9 @@ class Starter:
         if key is None:
             return None
         if not isinstance(key, str) or not 1 <= len(key) <= 500:
-            raise ConfigError(f"the key of task {task.name!r} must be a str of 1 to 500 characters, got {key!r:.100}", key="key")
+            raise ConfigError(
+                f"the key of task {task.name!r} must be a str of 1 to 500 characters, got {key!r:.100}", key="key"
+            )
         if key == "auto":
             return sha256(self._codec.canonical({"input": arguments, "name": task.name, "userId": user})).hexdigest()
         return key

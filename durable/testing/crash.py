@@ -116,7 +116,9 @@ class _World:
     again: list[tuple[str, Call]] = field(default_factory=list)
     recorded: set[tuple[str, Call]] = field(default_factory=set)
 
-    async def live(self, task: Task[..., Any], args: tuple[Any, ...], crash_at: int | None, when: Literal["before", "after"]) -> Any:
+    async def live(
+        self, task: Task[..., Any], args: tuple[Any, ...], crash_at: int | None, when: Literal["before", "after"]
+    ) -> Any:
         """One life: start the run, or go on with it, until it ends or the process does."""
         crashing = CrashingStore(self.store, crash_at, when)
         crashing.recorded = self.recorded

@@ -15,6 +15,7 @@ from durable.core.status import ENDED, TRANSITIONS, Status, Verb, after
 from durable.errors import TransitionError
 from tests.core.machine import PATHS, RUN_ID, WISHES, give, made
 
+EVENT_NAMES = {"name", "event_name"}
 PACKAGE = Path(durable.__file__).parent
 
 #: A late cancel and a second stop are taken and do nothing: their callers lost a race.
@@ -133,23 +134,36 @@ def test_the_kinds_that_end_a_run_are_the_ends_of_the_table() -> None:
     assert not seen[False] & ENDS
 
 
+def literals(node: ast.AST) -> list[tuple[int, str]]:
+    """The names of statuses that stand there as text, in a tuple or list too."""
+    values = {str(status) for status in Status}
+    elements = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
+    return [
+        (element.lineno, element.value)
+        for element in elements
+        if isinstance(element, ast.Constant) and isinstance(element.value, str) and element.value in values
+    ]
+
+
+def is_event_name(node: ast.AST) -> bool:
+    """Events have names too, some of them spelt like a status: `event.name == "completed"`."""
+    return (isinstance(node, ast.Attribute) and node.attr in EVENT_NAMES) or (
+        isinstance(node, ast.Name) and node.id in EVENT_NAMES
+    )
+
+
 def compared(tree: ast.Module) -> list[tuple[int, str]]:
     """The statuses that are compared as literals: `x == "running"`, `x in ("running", ...)`, `case "running":`."""
-    values = {str(status) for status in Status}
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
-        parts: list[ast.expr] = []
-        if isinstance(node, ast.Compare):
-            parts = [node.left, *node.comparators]
-        elif isinstance(node, ast.MatchValue):
-            parts = [node.value]
-        for part in parts:
-            elements = part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part]
-            found += [
-                (element.lineno, element.value)
-                for element in elements
-                if isinstance(element, ast.Constant) and isinstance(element.value, str) and element.value in values
-            ]
+        match node:
+            case ast.Compare(left=left, comparators=others) if not any(map(is_event_name, (left, *others))):
+                for part in (left, *others):
+                    found += literals(part)
+            case ast.Match(subject=subject, cases=cases) if not is_event_name(subject):
+                for pattern in (inner for case in cases for inner in ast.walk(case.pattern)):
+                    if isinstance(pattern, ast.MatchValue):
+                        found += literals(pattern.value)
     return found
 
 

@@ -23,7 +23,9 @@ def make_app(request: pytest.FixtureRequest, tmp_path: Path) -> MakeApp:
     """Makes an application; called again, another one on the same store."""
     memory = MemoryStore()
 
-    def make(*, config: Config = QUICK, limits: Limits = Limits(), wrap: Callable[[Store], Store] = lambda store: store) -> Durable:
+    def make(
+        *, config: Config = QUICK, limits: Limits = Limits(), wrap: Callable[[Store], Store] = lambda store: store
+    ) -> Durable:
         store: Store = memory if request.param == "memory" else LocalStore(tmp_path / "store")
         return Durable(wrap(store), config=config, limits=limits, test_mode=True)
 

@@ -215,7 +215,9 @@ async def test_calls_in_flight_at_the_crash_are_no_divergence(make_app: MakeApp)
     """What had begun and not ended when the process died is run again, beside what is replayed."""
     ran.clear()
     versions.update(before=in_flight, now=None)
-    run_id = await crash(make_app, lambda app: app.start(changing), lambda: {"two0", "two1", "two3", "block"} <= set(ran))
+    run_id = await crash(
+        make_app, lambda app: app.start(changing), lambda: {"two0", "two1", "two3", "block"} <= set(ran)
+    )
     done = [name for name in ran if name != "block"]
     ran.clear()
     versions["now"] = in_flight

@@ -244,12 +244,11 @@ def _trust_the_cache_after_a_failed_sync(patch: pytest.MonkeyPatch) -> None:
 
 def _go_on_after_an_error(patch: pytest.MonkeyPatch) -> None:
     def fence(self: Any, error: Exception | None, lost: Any = ()) -> None:
-        for future in lost:
+        waiting = [future for _, _, future in self._waiting]
+        self._waiting.clear()
+        for future in (*lost, *waiting):
             if not future.done():
                 future.set_exception(LogFencedError(str(error)))
-        if self._waiting and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
         self._settle()
 
     patch.setattr(writer_module.Writer, "_fence", fence)
