@@ -24,7 +24,7 @@ from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
 from durable.tasks.decorators import Task
 from durable.tasks.handle import Event, Handle, RunInfo
-from durable.tasks.host import current_identity, enter_host, leave_host
+from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,8 +128,11 @@ class Durable:
         """
         if not isinstance(task, Task):
             raise ConfigError(f"start() takes a task, got {task!r}: decorate the function with @task", key="task")
-        definition = task.definition
-        run_id, key = await self._engine.start_run(definition, task.start_options, args, kwargs)
+        definition, scope = task.definition, current_scope.get()
+        if scope is not None and scope.host is self._engine:  # in a body it starts once, also over replay
+            run_id, key = await scope.start_task(definition, task.start_options, args, kwargs)
+        else:
+            run_id, key = await self._engine.start_run(definition, task.start_options, args, kwargs)
         return Handle(self._engine, run_id, key, definition.facts.returns)
 
     async def get(self, run_id: str) -> Handle[Any]:

@@ -60,16 +60,12 @@ class Memo:
             if current or kind is Kind.CHILD_STARTED:
                 self._markers[call] = record
         elif kind in _RESULTS:
-            if record.head.get("added"):
-                self._prior[call] = (
-                    record  # the code gained this call while the run was replayed: it has no place in the order
-                )
+            if not current and kind is not Kind.STEP_COMPLETED and kind is not Kind.EVENT:
+                self._markers.pop(call, None)  # it failed then, and runs again from the beginning
                 return
-            if not current:
-                if kind is Kind.STEP_COMPLETED or kind is Kind.EVENT:
-                    self._prior[call] = record
-                else:
-                    self._markers.pop(call, None)  # it failed then, and runs again from the beginning
+            if not current or record.head.get("added"):
+                # Of an earlier attempt, or of a call that the code gained while the run was replayed: it has no place in the order.
+                self._prior[call] = record
                 return
             self._prior.pop(call, None)
             self._results[call] = record
@@ -113,8 +109,7 @@ class Memo:
         self._results.clear()
         self._batches.clear()
         self._called.clear()
-        for call in [call for call, record in self._prior.items() if record.kind is Kind.EVENT]:
-            del self._prior[call]
+        self._prior = {call: record for call, record in self._prior.items() if record.kind is Kind.STEP_COMPLETED}
 
     def next_batch(self, waiting: Collection[Call]) -> list[Record]:
         """The results to hand back now that the run is quiet; empty when the code has to do something first.
@@ -128,13 +123,19 @@ class Memo:
             for record in due:
                 del self._prior[record.call]
             return due
-        if self._batches and all(record.call in self._called for record in self._batches[0]):
+        if self._batches and all(self._is_due(record, waiting) for record in self._batches[0]):
             due = self._batches.popleft()
             for record in due:
                 self._called.discard(record.call)
                 del self._results[record.call]
             return due
         return []
+
+    def _is_due(self, record: Record, waiting: Collection[Call]) -> bool:
+        """The code has made the call; and given it up again, where it did so before."""
+        if record.call not in self._called:
+            return False
+        return record.kind is not Kind.STEP_CANCELLED or record.call not in waiting
 
     def missing(self) -> tuple[Call, ...]:
         """The calls of the next batch that the code has not made."""

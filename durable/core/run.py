@@ -6,7 +6,8 @@ Law: `apply` is total and idempotent by `seq`. Live, in recovery, in the reposit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 from durable.core.records import Kind, Record
@@ -65,11 +66,12 @@ class Run:
 
     def copy(self) -> Run:
         """A copy that further records do not change."""
-        twin = Run.__new__(Run)
-        for name in Run.__slots__:
-            setattr(twin, name, getattr(self, name))
+        twin = Run(*_FIELDS(self))
         twin.signals = list(self.signals)
         return twin
+
+
+_FIELDS = attrgetter(*(spec.name for spec in fields(Run)))
 
 
 def _failure(record: Record) -> dict[str, Any]:

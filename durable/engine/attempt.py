@@ -66,6 +66,8 @@ class Attempt:
         self.interrupted = False
         self.body: asyncio.Task[Any] | None = None
         self.manual = False
+        #: The calls that are under way, and the asyncio tasks that make them.
+        self.performing: dict[Call, asyncio.Task[Any] | None] = {}
         #: Steps of this attempt that are executing.
         self.busy = 0
         #: Per signal, what to call when one has come: of the calls that wait, the oldest first.
@@ -93,12 +95,17 @@ class Attempt:
             raise StepContextError(
                 f"{name!r} was called in a thread: a task that calls steps or tasks must be `async def`"
             )
-        if self.interrupted or self.entry.run.status is not Status.RUNNING:
-            raise TransitionError(f"run {self.run_id} is {self.entry.run.status}: its body can start nothing more")
+        self._check_current()
         call = self.memo.number(name, shorten(ident))
         if self.memo.replaying:
             self.sites[call] = call_site()
         return call
+
+    def _check_current(self) -> None:
+        """Refuse what comes from code that outlived its attempt."""
+        if self.interrupted or self.entry.run.status is not Status.RUNNING:
+            state = "stopped" if self.interrupted else self.entry.run.status
+            raise TransitionError(f"attempt {self.attempt} of run {self.run_id} is over ({state}): it can do nothing more")
 
     def identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """What tells a call apart from others of its name: its arguments."""
@@ -106,10 +113,14 @@ class Attempt:
             return b""
         return self.services.codec.identity([list(args), kwargs] if kwargs else list(args))
 
-    async def perform(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]]) -> Any:
+    async def perform(
+        self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any
+    ) -> Any:
         """Make a call: hand back its recorded outcome, or run it and record what comes of it."""
         delivery = self.delivery
-        delivery.begin(asyncio.current_task() is self.body)
+        task = asyncio.current_task()
+        delivery.begin(task is self.body)
+        self.performing[call] = task
         try:
             recorded = self.memo.result(call)
             if recorded is not None:
@@ -123,9 +134,10 @@ class Attempt:
         finally:
             delivery.end()
             delivery.forget(call)
-        return self.outcome(record)
+            self.performing.pop(call, None)
+        return self.outcome(record, returns)
 
-    def outcome(self, record: Record) -> Any:
+    def outcome(self, record: Record, returns: Any) -> Any:
         """The value that a record holds, or the exception that it holds, raised."""
         if record.kind is Kind.STEP_FAILED:
             raise revive(Failure.of(record), self.services.codec)
@@ -133,7 +145,7 @@ class Attempt:
             return None
         payload = record.payload
         codec = self.services.codec if not record.head else self.services.codecs(record.head.get("codec"))
-        return None if payload is None else codec.decode(payload, record.head.get("expected", Any))
+        return None if payload is None else codec.decode(payload, returns)
 
     async def settle(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None = None) -> Record:
         """Record the outcome of a call and wait until it is handed back."""
@@ -150,6 +162,7 @@ class Attempt:
 
     def note(self, kind: Kind, call: Call, payload: bytes | None = None, head: dict[str, Any] | None = None) -> None:
         """Stage a record of the body."""
+        self._check_current()
         self.services.pipeline.stage(self.entry, Note(kind, call, payload, head if head is not None else {}))
 
     def note_cancelled(self, call: Call) -> None:
@@ -173,6 +186,16 @@ class Attempt:
         if self.entry.run.status is Status.RUNNING and not self.interrupted:
             failure = describe_error(error, self.services.codec)
             self.services.pipeline.stage(self.entry, Suspend(type(error).__name__, failure))
+
+    async def finish(self) -> None:
+        """The body has ended: nothing that it left behind may do or record anything more."""
+        self.interrupted = True
+        self.delivery.close()
+        left = {task for task in self.performing.values() if task is not None and task is not self.body}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=self.services.settings.cancel_grace_seconds)
 
     # --- what the engine tells a running attempt ---------------------------------------------------------------------------------
 

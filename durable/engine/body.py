@@ -34,17 +34,23 @@ async def run_body(execution: Execution) -> None:
     """Run one attempt to its end and stage what came of it."""
     execution.body = asyncio.current_task()
     run = execution.entry.run
-    limit = asyncio.timeout(run.timeout)
+    limit = None if run.timeout is None else asyncio.timeout(run.timeout)
     try:
-        async with limit:
-            payload = execution.services.codec.encode(await _call(execution))
+        if limit is None:
+            payload = _encoded(execution, await _call(execution))
+        else:
+            async with limit:
+                payload = _encoded(execution, await _call(execution))
     except asyncio.CancelledError as error:
         if execution.interrupted:
             return
         _fail(execution, error)
     except TimeoutError as error:
-        late = f"attempt {run.attempt} took longer than the run's timeout of {run.timeout} s"
-        _fail(execution, TimeoutError(late) if limit.expired() else error, timed_out=limit.expired())
+        if limit is not None and limit.expired():
+            late = f"attempt {run.attempt} took longer than the run's timeout of {run.timeout} s"
+            _fail(execution, TimeoutError(late), timed_out=True)
+        else:
+            _fail(execution, error)
     except (LogFencedError, asyncio.InvalidStateError):
         return  # the store is gone: the next process goes on with this run
     except Exception as error:  # noqa: BLE001 - whatever a body raises is its outcome
@@ -56,7 +62,12 @@ async def run_body(execution: Execution) -> None:
         elif run.status is Status.RUNNING and not execution.interrupted:
             _stage(execution, Complete(payload))
     finally:
-        execution.delivery.close()
+        await execution.finish()
+
+
+def _encoded(execution: Execution, value: Any) -> bytes:
+    definition = execution.definition
+    return execution.services.codec.encode(value, definition.facts.returns, f"the result of task {definition.name!r}")
 
 
 def _fail(execution: Execution, error: BaseException, timed_out: bool = False) -> None:
@@ -80,7 +91,7 @@ def _stage(execution: Execution, command: Complete | Fail) -> None:
 
 async def _call(execution: Execution) -> Any:
     definition, services = execution.definition, execution.services
-    arguments = services.codec.decode(execution.entry.run.input, Any)
+    arguments = services.codec.decode(execution.entry.run.input, definition.facts.input_hint)
     if not isinstance(arguments, dict):
         raise PayloadError(f"the stored input of run {execution.run_id} is no mapping of arguments")
     execution.input = arguments

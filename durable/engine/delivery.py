@@ -89,6 +89,9 @@ class Delivery:
         """Nobody waits for this call any more."""
         self._waiting.pop(call, None)
         self._held.pop(call, None)
+        if self._memo.replaying:  # a call that was given up: the batch that recorded this may be next
+            self._activity += 1
+            self._arm()
 
     def hold(self, call: Call) -> asyncio.Future[None] | None:
         """What a call that the record does not have must await before it runs; None when it may run now."""

@@ -252,7 +252,11 @@ class Engine:
             raise LogFencedError(f"the store failed, the run goes on in the next process: {failure}") from failure
         waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
-        return await waiter
+        try:
+            return await waiter
+        finally:
+            if waiter.cancelled():
+                entry.waiters.remove(waiter)
 
     async def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""

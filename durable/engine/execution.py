@@ -47,7 +47,7 @@ class Execution(Attempt):
                 f"{step.facts.function.__module__}.{step.facts.function.__qualname__}; pass name= to one of them"
             )
         call = self.number(step.name, self.identity(args, kwargs))
-        return self.perform(call, lambda: run_step(self, call, step, args, kwargs))
+        return self.perform(call, lambda: run_step(self, call, step, args, kwargs), step.facts.returns)
 
     def call_task(
         self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -55,7 +55,7 @@ class Execution(Attempt):
         """A child run that belongs to this one."""
         arguments = task.facts.bind(args, kwargs, task.name)
         call = self.number(task.name, self.identity(args, kwargs))
-        return self.perform(call, lambda: run_child(self, call, task, options, arguments))
+        return self.perform(call, lambda: run_child(self, call, task, options, arguments), task.facts.returns)
 
     async def start_task(
         self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]

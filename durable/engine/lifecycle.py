@@ -20,7 +20,7 @@ from durable.engine.entry import Entry, Unit
 from durable.engine.execution import Execution
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
-from durable.errors import DurableError, StorageError
+from durable.errors import DurableError, RepositoryUnavailableError, StorageError
 from durable.tasks.definition import TaskDefinition
 from durable.tasks.host import UserContext, current_identity, current_scope
 from durable.tasks.registry import find_task
@@ -129,7 +129,7 @@ class Lifecycle:
             if fresh:
                 memo, recovered = Memo(), False
             else:
-                history = await self.services.store.history(entry.run.run_id)
+                history = await self._history(entry)
                 history = [known for known in history if known.seq <= record.seq]
                 memo = Memo(history, record.attempt)
                 recovered = record.kind is Kind.RECOVERED or any(
@@ -148,6 +148,17 @@ class Lifecycle:
                 entry.task = None
                 entry.execution = None
                 self._body_ended(entry)
+
+    async def _history(self, entry: Entry) -> list[Record]:
+        """The run's records; waits for the repository while it is away."""
+        wait = 0.25
+        while True:
+            try:
+                return await self.services.store.history(entry.run.run_id)
+            except RepositoryUnavailableError as error:
+                logger.warning("run %s waits for its history: %s", entry.run.run_id, error)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 10.0)
 
     def _body_ended(self, entry: Entry) -> None:
         self.scheduler.release(entry)

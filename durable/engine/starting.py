@@ -63,7 +63,7 @@ class Starter:
         user = options.user or (identity.user if identity is not None else None)
         if user is None and parentage is not None:
             user = parentage.entry.run.user
-        encoded = self._codec.encode(arguments)
+        encoded = self._codec.encode(arguments, task.facts.input_hint, f"the input of task {task.name!r}")
         key = self._key(task, options, arguments, user)
         create = Create(
             task.name, encoded, version=task.version, key=key, user=user,

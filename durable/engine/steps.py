@@ -37,7 +37,7 @@ async def run_step(
                 if services.on_step is not None:
                     services.on_step(attempt.run_id, call)
                 value = await _one_try(attempt, step, args, kwargs)
-                payload = services.codecs(step.codec).encode(value)
+                payload = services.codecs(step.codec).encode(value, step.facts.returns, f"the result of {scope.label}")
                 break
             except asyncio.CancelledError:
                 attempt.note_cancelled(call)

@@ -7,6 +7,7 @@ them is replayed, and what it emitted before is not emitted twice.
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from datetime import timedelta
 from typing import Any, Generic, Literal, Protocol, overload
 
@@ -102,8 +103,12 @@ class _RunLogger(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logging.getLogger(f"durable.task.{backing.task_name}"), {"run_id": backing.run_id})
         self._backing = backing
 
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
+    def isEnabledFor(self, level: int) -> bool:  # the name is logging's
         return not self._backing.replaying and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        return msg, kwargs
 
 
 def event_name(event: object) -> str:

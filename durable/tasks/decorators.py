@@ -11,7 +11,7 @@ from functools import partial, update_wrapper
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, final, overload
 
 from durable.core.retry import ONCE, Retry, seconds
-from durable.errors import ConfigError, StepContextError
+from durable.errors import ConfigError, DefinitionError
 from durable.tasks.context import Context
 from durable.tasks.definition import (
     NO_OPTIONS,
@@ -20,7 +20,13 @@ from durable.tasks.definition import (
     StepDefinition,
     TaskDefinition,
     check_callable,
+    checked_count,
+    checked_function,
+    checked_key,
+    checked_priority,
     name_of,
+    origin_of,
+    positive,
 )
 from durable.tasks.handle import Handle
 from durable.tasks.host import current_host, current_scope
@@ -61,8 +67,8 @@ class Step(Generic[P, R]):
     """A step: called in a task's body, its result is recorded, and after a crash the recorded result comes back."""
 
     def __init__(self, definition: StepDefinition) -> None:
-        self.definition = definition
         update_wrapper(self, definition.facts.function)
+        self.definition = definition  # after the function's own attributes, which may be called so, too
 
     def __repr__(self) -> str:
         return f"<step {self.definition.name!r}>"
@@ -89,9 +95,9 @@ class Task(Generic[P, R]):
     """A task: started, it is a run that survives crashes."""
 
     def __init__(self, definition: TaskDefinition, options: StartOptions = NO_OPTIONS) -> None:
+        update_wrapper(self, definition.facts.function)
         self.definition = definition
         self.start_options = options
-        update_wrapper(self, definition.facts.function)
 
     def __repr__(self) -> str:
         return f"<task {self.definition.name!r}>"
@@ -145,32 +151,19 @@ class Task(Generic[P, R]):
         """
         for name, value in (("key", key), ("user", user)):
             if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 500):
-                raise ConfigError(f"options({name}={value!r}) must be a str of 1 to 500 characters", key=name)
+                raise ConfigError(f"options({name}={value!r:.100}) must be a str of 1 to 500 characters", key=name)
         old = self.start_options
         return Task(
             self.definition,
             StartOptions(
                 key=key if key is not None else old.key,
                 user=user if user is not None else old.user,
-                timeout=old.timeout if timeout is None else _positive(timeout, "timeout"),
+                timeout=old.timeout if timeout is None else positive(timeout, "timeout"),
                 retry=old.retry if retry is None else Retry.of(retry),
                 delay=old.delay if delay is None else seconds(delay, "delay"),
-                priority=old.priority if priority is None else _priority(priority),
+                priority=old.priority if priority is None else checked_priority(priority),
             ),
         )
-
-
-def _positive(value: Duration, key: str) -> float:
-    number = seconds(value, key)
-    if number == 0:
-        raise ConfigError(f"{key} must be longer than 0 seconds", key=key)
-    return number
-
-
-def _priority(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
-        raise ConfigError(f"priority is {value!r}, but must be an int between -1000 and 1000", key="priority")
-    return value
 
 
 class _TaskDecorator(Protocol):
@@ -279,21 +272,21 @@ def task(
     """
 
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-        check_callable(function, "task")
+        _undecorated(function, "task")
         definition = TaskDefinition(
             name=name_of(function, name, "task"),
             facts=FunctionFacts(function, Context),
             retry=ONCE if retry is None else Retry.of(retry),
             version=None if version is None else str(version),
-            timeout=None if timeout is None else _positive(timeout, "timeout"),
+            timeout=None if timeout is None else positive(timeout, "timeout"),
             delay=seconds(delay, "delay"),
-            key=key,
-            priority=_priority(priority),
+            key=checked_key(key),
+            priority=checked_priority(priority),
             auto_recover=auto_recover,
-            max_recoveries=_count(max_recoveries, "max_recoveries"),
-            recovery=None if recovery is None else FunctionFacts(check_callable(recovery, "task"), Context),
-            validate=validate,
-            origin=f"{function.__module__}.{getattr(function, '__qualname__', function)}",
+            max_recoveries=checked_count(max_recoveries, "max_recoveries"),
+            recovery=None if recovery is None else FunctionFacts(checked_function(recovery, "recovery"), Context),
+            validate=None if validate is None else checked_function(validate, "validate"),
+            origin=origin_of(function),
         )
         register_task(definition)
         return Task(definition)
@@ -301,10 +294,10 @@ def task(
     return decorate if fn is None else decorate(fn)
 
 
-def _count(value: int | None, key: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ConfigError(f"{key} is {value!r}, but must be an int of zero or more", key=key)
-    return value
+def _undecorated(function: Callable[..., Any], what: str) -> None:
+    if isinstance(function, Step | Task):
+        raise DefinitionError(f"{function!r} is decorated already: @{what} goes on the plain function")
+    check_callable(function, what)
 
 
 @overload
@@ -366,14 +359,12 @@ def step(
         raise ConfigError(f"step isolate={isolate!r} must be None or 'process'", key="isolate")
 
     def decorate(function: Callable[..., Any], given: str | None = name) -> Step[Any, Any]:
-        if isinstance(function, Step | Task):
-            raise StepContextError(f"{function!r} is decorated already: decorate the plain function")
-        check_callable(function, "step")
+        _undecorated(function, "step")
         definition = StepDefinition(
             name=name_of(function, given, "step"),
             facts=FunctionFacts(function, Context),
             retry=ONCE if retry is None else Retry.of(retry),
-            timeout=None if timeout is None else _positive(timeout, "timeout"),
+            timeout=None if timeout is None else positive(timeout, "timeout"),
             codec=codec,
             isolate=isolate,
         )
@@ -385,4 +376,3 @@ def step(
     if second is not None:
         return decorate(second, fn)
     return decorate if fn is None else decorate(fn)
-

@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
-from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import Any, Generic, Literal, TypeVar, Union, get_origin, get_type_hints
 
-from durable.core.retry import Retry
+from durable.core.retry import Retry, seconds
 from durable.errors import ConfigError, DefinitionError, ValidationError
 from durable.tasks.validation import InputCheck
 
@@ -59,8 +61,26 @@ def name_of(function: Callable[..., Any], name: str | None, what: str) -> str:
         if not name or name == "<lambda>":
             raise ConfigError(f"{what} {function!r} has no name of its own: pass name=", key="name")
     if not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable() or name != name.strip():
-        raise ConfigError(f"{what} name {name!r} must be 1 to 200 printable characters without spaces around them", key="name")
+        raise ConfigError(
+            f"{what} name {name!r} must be 1 to 200 printable characters without spaces around them", key="name"
+        )
     return name
+
+
+def _annotated(function: Callable[..., Any]) -> Any:
+    """The function that carries the annotations: inside wrappers and partials, or the `__call__` of an object."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, partial):
+        inner = inspect.unwrap(inner.func)
+    return inner if hasattr(inner, "__qualname__") else type(inner).__call__
+
+
+def origin_of(function: Callable[..., Any]) -> str:
+    """Where the function is defined; the same when it is defined again."""
+    while isinstance(function, partial):
+        function = function.func
+    named: Any = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def check_callable(function: object, what: str) -> Callable[..., Any]:
@@ -73,6 +93,44 @@ def check_callable(function: object, what: str) -> Callable[..., Any]:
         name = getattr(function, "__name__", function)
         raise DefinitionError(f"@{what} does not support plain generators: make {name!r} an async one")
     return function
+
+
+def positive(value: float | timedelta, key: str) -> float:
+    """Seconds, more than none."""
+    number = seconds(value, key)
+    if number == 0:
+        raise ConfigError(f"{key} must be longer than 0 seconds", key=key)
+    return number
+
+
+def checked_priority(value: int) -> int:
+    """Return the priority, or raise `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise ConfigError(f"priority is {value!r}, but must be an int between -1000 and 1000", key="priority")
+    return value
+
+
+def checked_function(value: Callable[..., Any], key: str) -> Callable[..., Any]:
+    """Return the function, or raise `ConfigError`."""
+    if not callable(value):
+        raise ConfigError(f"{key} is {value!r}, but must be a function", key=key)
+    return value
+
+
+def checked_key(value: str | Callable[..., str] | None) -> str | Callable[..., str] | None:
+    """Return the key, or raise `ConfigError`."""
+    if value is not None and not callable(value) and (not isinstance(value, str) or not 1 <= len(value) <= 500):
+        raise ConfigError(
+            f"key is {value!r}, but must be a str of 1 to 500 characters, or a function of the arguments", key="key"
+        )
+    return value
+
+
+def checked_count(value: int | None, key: str) -> int | None:
+    """Return the count, or raise `ConfigError`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigError(f"{key} is {value!r}, but must be an int of zero or more", key=key)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +147,19 @@ class FunctionFacts:
 
     @cached_property
     def hints(self) -> Mapping[str, Any]:
-        """The resolved annotations; empty where they cannot be resolved."""
+        """The annotations, resolved where they can be."""
+        function = _annotated(self.function)
         try:
-            return get_type_hints(inspect.unwrap(self.function), include_extras=True)
+            return get_type_hints(function, include_extras=True)
         except Exception:  # noqa: BLE001 - annotations are the user's code: any of them may fail to resolve
-            return dict(getattr(inspect.unwrap(self.function), "__annotations__", {}))
+            pieces = dict(getattr(function, "__annotations__", {}))
+        for name, hint in pieces.items():
+            piece = SimpleNamespace(__annotations__={name: hint})
+            try:
+                pieces[name] = get_type_hints(piece, getattr(function, "__globals__", {}), include_extras=True)[name]
+            except Exception:  # noqa: BLE001 - the same
+                pieces[name] = hint  # as it is written; the others are worth having
+        return pieces
 
     @cached_property
     def _signature(self) -> inspect.Signature:
@@ -124,6 +190,12 @@ class FunctionFacts:
         return Any if hint is None or isinstance(hint, str) or self.shape == "generator" else hint
 
     @cached_property
+    def input_hint(self) -> Any:
+        """A hint that mentions every class that the parameters' annotations do."""
+        hints = [hint for name, hint in self.hints.items() if name in self.signature.parameters and not isinstance(hint, str)]
+        return Union[tuple(hints)] if hints else Any  # noqa: UP007 - made of a list
+
+    @cached_property
     def input_check(self) -> InputCheck:
         """Checks arguments against the annotations."""
         return InputCheck(self.signature, self.hints)
@@ -133,7 +205,9 @@ class FunctionFacts:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise ValidationError(f"{name}{self.signature} was called wrongly: {error}", field=_field_of(error)) from None
+            raise ValidationError(
+                f"{name}{self.signature} was called wrongly: {error}", field=_field_of(error)
+            ) from None
         self.input_check.check(bound.arguments)
         return bound.arguments
 
@@ -152,13 +226,17 @@ class FunctionFacts:
                 positional.extend(value)
             elif parameter.kind is parameter.VAR_KEYWORD:
                 keywords.update(value)
-            elif parameter.kind is parameter.KEYWORD_ONLY or (skipped and parameter.kind is not parameter.POSITIONAL_ONLY):
+            elif parameter.kind is parameter.KEYWORD_ONLY or (
+                skipped and parameter.kind is not parameter.POSITIONAL_ONLY
+            ):
                 keywords[parameter.name] = value
             else:
                 positional.append(value)
         if rest:
             first = sorted(rest)[0]
-            raise ValidationError(f"{name}{self.signature} no longer has the parameter {first!r} that is stored", field=first)
+            raise ValidationError(
+                f"{name}{self.signature} no longer has the parameter {first!r} that is stored", field=first
+            )
         return tuple(positional), keywords
 
 

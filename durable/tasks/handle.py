@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
@@ -27,7 +27,7 @@ R_co = TypeVar("R_co", covariant=True, default=Any)
 
 def to_datetime(at: float) -> datetime:
     """Seconds since the epoch as an aware UTC datetime."""
-    return datetime.fromtimestamp(at, timezone.utc)
+    return datetime.fromtimestamp(at, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,11 @@ def _decoded(payload: bytes | None, codec: Codec) -> Any:
 
 
 _ENGINE_EVENTS: dict[Kind, Callable[[Record, Codec], Any]] = {
-    Kind.CREATED: lambda record, codec: {"task": record.name, **_public(record), "input": _decoded(record.payload, codec)},
+    Kind.CREATED: lambda record, codec: {
+        "task": record.name,
+        **_public(record),
+        "input": _decoded(record.payload, codec),
+    },
     Kind.COMPLETED: lambda record, codec: {"result": _decoded(record.payload, codec)},
     Kind.EVENT: lambda record, codec: _decoded(record.payload, codec),
     Kind.SIGNAL: lambda record, codec: {"name": record.name, "data": _decoded(record.payload, codec)},
@@ -226,7 +230,9 @@ def raise_end(run: Run) -> NoReturn:
     failure = run.failure or {}
     if run.status is Status.CANCELLED:
         reason = run.reason or "no reason given"
-        raise RunCancelledError(f"run {run.run_id} of task {run.task!r} was cancelled: {reason}", run_id=run.run_id, reason=reason)
+        raise RunCancelledError(
+            f"run {run.run_id} of task {run.task!r} was cancelled: {reason}", run_id=run.run_id, reason=reason
+        )
     cls: type[RunError] = RunTimedOutError if run.status is Status.TIMED_OUT else RunFailedError
     error_type, message = failure.get("error_type", ""), failure.get("message", "")
     raise cls(

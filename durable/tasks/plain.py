@@ -6,6 +6,7 @@ Law: nothing is recorded; unit tests need no engine.
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 from durable.tasks.context import Context, Detached
@@ -23,7 +24,11 @@ def _with_context(facts: FunctionFacts, name: str, args: tuple[Any, ...], kwargs
     """Put a detached context in front, unless the caller of a unit test passed one."""
     if not facts.takes_context or (args and isinstance(args[0], Context)):
         return args
-    return (Context[Any](Detached(name, facts.bind(args, kwargs, name))), *args)
+    try:
+        arguments = facts.signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        arguments = {}  # the function itself will say what is wrong
+    return (Context[Any](Detached(name, arguments)), *args)
 
 
 async def call_plain_step(step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -37,7 +42,8 @@ async def call_plain(task: TaskDefinition, args: tuple[Any, ...], kwargs: dict[s
     args = _with_context(facts, task.name, args, kwargs)
     if facts.shape != "generator":
         return await run_function(facts, args, kwargs)
-    async for value in facts.function(*args, **kwargs):
-        if isinstance(value, Result):
-            return value.value
+    async with aclosing(facts.function(*args, **kwargs)) as values:
+        async for value in values:
+            if isinstance(value, Result):
+                return value.value
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
@@ -35,7 +35,7 @@ async def sleep(delay: float | timedelta) -> None:
 def now() -> datetime:
     """The time, aware UTC. In a body it is recorded, so that a replay sees the same."""
     scope = current_scope.get()
-    return datetime.fromtimestamp(SYSTEM_CLOCK.now(), timezone.utc) if scope is None else scope.now()
+    return datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC) if scope is None else scope.now()
 
 
 def random() -> float:
@@ -50,7 +50,7 @@ def uuid4() -> UUID:
     return uuid4_of(SYSTEM_ENTROPY.token_bytes(16)) if scope is None else scope.uuid4()
 
 
-class timeout:  # noqa: N801 - like asyncio.timeout
+class timeout:  # like asyncio.timeout
     """`async with durable.timeout(seconds):` raises `TimeoutError` when the block takes longer.
 
     In a body the deadline is recorded: it goes on while no process runs, and a replay of a block that timed out does not wait again.
@@ -97,7 +97,7 @@ class timeout:  # noqa: N801 - like asyncio.timeout
         await self._plain.__aexit__(kind, error, trace)
 
 
-async def map(  # noqa: A001 - the public name is durable.map
+async def map(  # the public name is durable.map
     function: Callable[[A], Coroutine[Any, Any, B]], items: Iterable[A], *, limit: int = 8
 ) -> list[B]:
     """Call a task or step for each item, at most `limit` at once; the results are in the order of the items.

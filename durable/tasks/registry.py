@@ -7,6 +7,7 @@ process-wide; applications look names up here when a run needs its code.
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import Callable
 from weakref import WeakSet, WeakValueDictionary
@@ -22,7 +23,7 @@ _listeners: WeakSet[Callable[[TaskDefinition], None]] = WeakSet()
 def register_task(definition: TaskDefinition) -> None:
     """Make the task findable. Raises `DuplicateTaskError` when another function has its name."""
     known = _tasks.get(definition.name)
-    if known is not None and known.origin != definition.origin:
+    if known is not None and (known.origin != definition.origin or "<locals>" in known.origin):
         gc.collect()  # the other one may be garbage that only waits to be collected
         known = _tasks.get(definition.name)
     if known is not None:
@@ -31,7 +32,8 @@ def register_task(definition: TaskDefinition) -> None:
                 f"task {definition.name!r} is defined by {known.origin} and again by {definition.origin}: pass name= to one of them"
             )
         warnings.warn(
-            f"task {definition.name!r} of {definition.origin} is defined again and replaces the former definition", stacklevel=4
+            f"task {definition.name!r} of {definition.origin} is defined again and replaces the former definition",
+            stacklevel=_levels_to_the_user(),
         )
     _tasks[definition.name] = definition
     for listener in list(_listeners):
@@ -39,6 +41,14 @@ def register_task(definition: TaskDefinition) -> None:
             listener(definition)
         except RuntimeError:  # the event loop of its application is closed: nobody is there to be told
             _listeners.discard(listener)
+
+
+def _levels_to_the_user() -> int:
+    """How far up the stack the code is that used the decorator: `@task` and `@task(...)` differ in that."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("durable."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def register_step(definition: StepDefinition) -> None:

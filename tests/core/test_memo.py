@@ -267,6 +267,36 @@ def test_the_result_of_this_attempt_replaces_an_earlier_one(past: History) -> No
     assert memo.next_batch([made]) == []
 
 
+# --- calls that the code gained ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DONE, FAILED, CANCELLED, EVENT])
+def test_the_result_of_a_gained_call_has_no_place_in_the_order(past: History, kind: Kind) -> None:
+    """A call that was added to the code while the run was replayed comes back to whoever calls for it, whatever came before."""
+    past.add(1, "a")
+    past.add(2, "b")
+    past.add(3, "gained", kind, added=True)
+    memo = past.memo()
+    gained = memo.number("gained", b"")
+    assert [record.kind for record in memo.next_batch([gained])] == [kind]
+    assert names(memo.next_batch([gained, memo.number("a", b"")])) == ["a"]
+    assert memo.leftover() == (call("b"),)
+
+
+def test_a_gained_call_may_be_lost_again(past: History) -> None:
+    """Taking the new call out of the code once more is no divergence."""
+    past.add(1, "gained", added=True)
+    memo = past.memo()
+    assert (memo.replaying, memo.leftover(), memo.missing()) == (False, (), ())
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(DONE, True), (EVENT, True), (FAILED, False), (CANCELLED, False)])
+def test_a_gained_call_is_as_any_other_to_the_next_attempt(past: History, kind: Kind, kept: bool) -> None:
+    """Having been added later does not keep a failed step from running again."""
+    past.add(1, "gained", kind, added=True)
+    assert (past.memo(attempt=2).result(call("gained")) is not None) == kept
+
+
 # --- events --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -306,12 +336,15 @@ def test_loosening_drops_what_did_not_complete(past: History) -> None:
     past.add(2, "cancelled", CANCELLED)
     past.add(3, "tick", EVENT)
     past.add(4, "done", DONE)
+    past.add(5, "gained", FAILED, added=True)
     earlier = History()
     earlier.records = [*past.records]
     earlier.add(5, "tock", EVENT, attempt=2)
     for memo in (past.memo(), earlier.memo(attempt=2)):
         memo.loosen()
-        assert [name for name in ("failed", "cancelled", "tick", "tock", "done") if memo.result(call(name))] == ["done"]
+        assert [
+            name for name in ("failed", "cancelled", "tick", "tock", "gained", "done") if memo.result(call(name))
+        ] == ["done"]
         assert "tick" in names(memo.events)
 
 

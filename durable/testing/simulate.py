@@ -1,0 +1,485 @@
+"""`Simulation`: the real application, engine, log and flusher on a virtual loop, disk and repository, through many crashes.
+
+Law: the oracle stands outside of the engine. It notes what was acknowledged or seen when that happens, and after each crash all of it
+must be there, unchanged. It trusts no counter of the code under test; a finding never depends on what a body makes of an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from durable.app import Durable
+from durable.config import Config, EngineSettings, FlushSettings, LogSettings
+from durable.core.query import RunFilter
+from durable.core.records import ENDS, Call, Kind, Record
+from durable.core.run import Run, fold
+from durable.errors import DurableError, LogFencedError, StorageError
+from durable.store.base import Unit
+from durable.store.local import LocalStore
+from durable.tasks.context import Context
+from durable.tasks.decorators import Task
+from durable.tasks.handle import Handle
+from durable.tasks.host import leave_host
+from durable.testing.disk import Fault, PowerLossError, SimulatedDisk
+from durable.testing.loop import SimulatedLoop, SimulatedWorker
+from durable.testing.repository import MemoryRepository, away
+
+T = TypeVar("T")
+Holds = Callable[[Sequence[Record]], bool]
+
+#: Small enough that segments turn over and batches end everywhere.
+SMALL = Config(
+    log=LogSettings(segment_bytes=8192, frame_bytes_max=65536, segment_age_seconds=2.0, low_water_bytes=0),
+    flush=FlushSettings(interval_seconds=0.2, batch_records_max=20, breaker_threshold=2, breaker_open_seconds=1.0),
+    engine=EngineSettings(shutdown_grace_seconds=1.0, cancel_grace_seconds=0.5),
+)
+#: What an application may tell a client that did nothing wrong, when the machine below it fails or goes away.
+_ALL_RUNS = RunFilter(limit=1_000_000)
+
+
+class SimulationError(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """What one life meets. The default is a calm one, without an end.
+
+    Arguments:
+        crash_points: the power goes at so many crash points of the disk after the start.
+        crash_turns: the process ends after so many turns of the loop.
+        kill: what ends is the process and not the machine: the disk's caches survive.
+        faults: system calls that fail.
+        capacity: bytes that the disk holds.
+        away: virtual seconds at which the repository goes away, and comes back.
+        lost_answer: virtual second after which one answer of the repository is lost.
+        clock_jump: seconds by which the wall clock is set at a quarter of `seconds`.
+        seconds: virtual seconds after which the process is killed, if it did not end by itself.
+    """
+
+    crash_points: int | None = None
+    crash_turns: int | None = None
+    kill: bool = False
+    faults: tuple[Fault, ...] = ()
+    capacity: int | None = None
+    away: tuple[float, float] | None = None
+    lost_answer: float | None = None
+    clock_jump: float = 0.0
+    seconds: float = 600.0
+
+    @classmethod
+    def random(cls, rng: random.Random) -> Weather:
+        """The weather of one life."""
+        weather = cls(kill=rng.random() < 0.3, seconds=rng.choice((3.0, 30.0, 300.0)))
+        if rng.random() < 0.55:
+            weather = replace(weather, crash_points=rng.randint(1, rng.choice((30, 120, 500))))
+        elif rng.random() < 0.85:
+            weather = replace(weather, crash_turns=rng.randint(1, rng.choice((60, 300, 1200))))
+        if rng.random() < 0.25:
+            kind = rng.choice(("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "rename", "create", "preallocate"))
+            how: Any = rng.choice((errno.EIO, errno.EIO, errno.ENOSPC))
+            if kind == "pwrite":
+                how = rng.choice(("short", "eintr", how))
+            fault = Fault(kind, rng.randint(1, 40), how, for_ever=rng.random() < 0.2 and how != "eintr")
+            weather = replace(weather, faults=(fault,))
+        if rng.random() < 0.05:
+            weather = replace(weather, capacity=rng.randint(20_000, 60_000))
+        if rng.random() < 0.25:
+            start = rng.random() * 3
+            weather = replace(weather, away=(start, start + rng.random() * 5))
+        if rng.random() < 0.15:
+            weather = replace(weather, lost_answer=rng.random() * 2)
+        return weather
+
+
+class Oracle:
+    """What the world outside of the engine knows."""
+
+    def __init__(self) -> None:
+        #: Records that are durable for sure, because a commit returned or a store showed them.
+        self.known: dict[str, list[Record]] = {}
+        #: What was promised to somebody: run, in words, and how to see it in the run's history.
+        self.promises: list[tuple[str, str, Holds]] = []
+        #: Events that a subscriber saw.
+        self.seen: dict[tuple[str, int], str] = {}
+        self.executions: Counter[tuple[str, Call]] = Counter()
+        self.violations: list[str] = []
+        self.checks = 0
+        self._completed: set[tuple[str, Call]] = set()
+        self._failed: dict[tuple[str, Call], int] = {}
+        self._sights: dict[tuple[str, int], list[object]] = {}
+
+    def blame(self, text: str) -> None:
+        """Note a broken promise; it is raised when the life is over."""
+        self.violations.append(text)
+
+    def promise(self, run_id: str, what: str, holds: Holds) -> None:
+        """Note what somebody may rely on from now on."""
+        self.promises.append((run_id, what, holds))
+
+    def committed(self, units: Iterable[Unit]) -> None:
+        """The store acknowledged these records."""
+        for unit in units:
+            for record in unit:
+                self._learn(record, "was acknowledged")
+
+    def _learn(self, record: Record, how: str) -> None:
+        known = self.known.setdefault(record.run_id, [])
+        if record.seq <= len(known):
+            if known[record.seq - 1] != record:
+                self.blame(f"record {record.seq} of run {record.run_id} {how} as {record}, it was {known[record.seq - 1]}")
+        elif record.seq == len(known) + 1:
+            known.append(record)
+            if record.kind is Kind.STEP_COMPLETED:
+                self._completed.add((record.run_id, record.call))
+            elif record.kind is Kind.STEP_FAILED:
+                self._failed[record.run_id, record.call] = record.attempt
+        else:
+            self.blame(f"record {record.seq} of run {record.run_id} {how} after {len(known)}: a gap")
+
+    def executed(self, run_id: str, call: Call) -> None:
+        """A step's body is about to run."""
+        self.executions[run_id, call] += 1
+        known = self.known.get(run_id, ())
+        if not any(record.kind in (Kind.STARTED, Kind.RECOVERED) for record in known):
+            self.blame(f"step {call} of run {run_id} runs before its attempt is durable")
+        if (run_id, call) in self._completed:
+            self.blame(f"step {call} of run {run_id} runs again although its result is durable")
+        if known and self._failed.get((run_id, call)) == fold(known).attempt:
+            self.blame(f"step {call} of run {run_id} runs again although its failure is durable in this attempt")
+        if known and known[-1].kind in ENDS:
+            self.blame(f"step {call} of run {run_id} runs although the run has ended durably")
+
+    def sight(self, run_id: str, attempt: int, position: int, value: object) -> None:
+        """A body saw a value: the same in each life, at the same position."""
+        sights = self._sights.setdefault((run_id, attempt), [])
+        if position == len(sights):
+            sights.append(value)
+        elif sights[position] != value:
+            before = sights[position]
+            self.blame(f"the body of run {run_id} saw {before!r} at {position} of attempt {attempt}, and now {value!r}")
+
+    def noticed(self, run_id: str, seq: int, name: str) -> None:
+        """A subscriber saw an event."""
+        before = self.seen.setdefault((run_id, seq), name)
+        if before != name:
+            self.blame(f"event {seq} of run {run_id} was {before!r} and is now {name!r}")
+
+    async def inspect(self, store: LocalStore) -> None:
+        """Compare a store that has just been opened with all that is known."""
+        self.checks += 1
+        runs = {run.run_id: run for run in await store.query(_ALL_RUNS)}
+        for run_id in (*self.known, *(promise[0] for promise in self.promises), *(key[0] for key in self.seen)):
+            if run_id not in runs:
+                self.blame(f"run {run_id} was acknowledged, and is lost")
+        histories = {run_id: await store.history(run_id) for run_id in runs}
+        for run_id, run in runs.items():
+            self._inspect_run(run, histories[run_id])
+        for run in runs.values():
+            self._inspect_family(run, histories)
+        for run_id, what, holds in self.promises:
+            if run_id in histories and not holds(histories[run_id]):
+                self.blame(f"{what} (run {run_id}) was acknowledged, and is lost")
+        for (run_id, seq), name in self.seen.items():
+            history = histories.get(run_id, [])
+            if len(history) < seq or history[seq - 1].event_name != name:
+                self.blame(f"event {seq} {name!r} of run {run_id} was seen, and is lost")
+        self.verify()
+
+    def _inspect_run(self, run: Run, history: list[Record]) -> None:
+        if [record.seq for record in history] != list(range(1, len(history) + 1)):
+            self.blame(f"the records of run {run.run_id} are {[record.seq for record in history]}")
+            return
+        known = self.known.get(run.run_id, [])
+        if len(known) > len(history):
+            self.blame(f"run {run.run_id} has {len(history)} records, but {len(known)} were acknowledged: {known[len(history):]}")
+        for record in history:
+            self._learn(record, "is found")
+        if fold(history) != run:
+            self.blame(f"the state of run {run.run_id} is {run}, its records make {fold(history)}")
+        kinds = [record.kind for record in history]
+        open_again = sum(record.kind is Kind.RESUMED and record.head.get("reason") == "retry" for record in history)
+        ends = sum(kind in ENDS for kind in kinds)
+        if ends - open_again != run.ended:
+            self.blame(f"run {run.run_id} has {ends} ends and {open_again} retries, and is {run.status}")
+        for record, following in zip(history, history[1:], strict=False):
+            if record.kind in ENDS and following.kind not in (Kind.RESUMED, Kind.DISCARDED):
+                self.blame(f"run {run.run_id} goes on with {following} after its end")
+        calls = Counter((each.call, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt) for each in history
+                        if each.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED))  # fmt: skip
+        for call, count in calls.items():
+            if count > 1:
+                self.blame(f"run {run.run_id} has {count} results of the call {call}")
+
+    def _inspect_family(self, run: Run, histories: dict[str, list[Record]]) -> None:
+        started: Counter[object] = Counter()
+        for record in histories[run.run_id]:
+            child = record.head.get("child")
+            if child is not None and child not in histories:
+                self.blame(f"record {record.seq} of run {run.run_id} tells of the run {child}, which does not exist")
+            if record.kind is Kind.CHILD_STARTED:
+                started[record.call, record.attempt] += 1
+        for what, count in started.items():
+            if count > 1:
+                self.blame(f"run {run.run_id} started {count} children by the call {what}")
+        if run.parent_id is not None:
+            notes = [each for each in histories.get(run.parent_id, ()) if each.head.get("child") == run.run_id]
+            if not notes or notes[0].batch > histories[run.run_id][0].batch:
+                self.blame(f"run {run.run_id} exists, and its parent {run.parent_id} has no record of it, or later")
+
+    def verify(self) -> None:
+        """Raise the first broken promise, if there is one."""
+        if self.violations:
+            raise SimulationError(self.violations[0])
+
+
+class _Store(LocalStore):
+    """The local store, watched at its seam."""
+
+    oracle: Oracle
+
+    async def open(self) -> None:
+        await super().open()
+        await self.oracle.inspect(self)
+
+    async def commit(self, units: Sequence[Unit]) -> None:
+        await super().commit(units)
+        self.oracle.committed(units)
+
+
+class _Loop(SimulatedLoop):
+    """A loop whose process can end at any turn."""
+
+    turns = 0
+    crash_at: int | None = None
+
+    def _advance(self, timeout: float | None) -> None:
+        self.turns += 1
+        if self.crash_at is not None and self.turns >= self.crash_at:
+            raise PowerLossError
+        super()._advance(timeout)
+
+
+@dataclass(slots=True)
+class Life:
+    """One life of the process, as its clients see it. All answers are noted by the oracle."""
+
+    app: Durable
+    oracle: Oracle
+    rng: random.Random
+    number: int
+    #: Whether it is the last one, in which everything has to come to its end.
+    last: bool
+    over: bool = False
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self, task: Task[..., Any], *args: Any) -> str:
+        """Start a run; return its id."""
+        handle = await self.app.start(task, *args)
+        self.oracle.promise(handle.run_id, f"start of {task.name}", bool)
+        return handle.run_id
+
+    async def _handle(self, run_id: str) -> Handle[Any]:
+        return await self.app.get(run_id)
+
+    async def wait(self, run_id: str) -> Run:
+        """Wait for the end of a run, and return the run."""
+        with suppress(DurableError):
+            await (await self._handle(run_id)).wait()
+        run = await self.app.engine.find_run(run_id)
+        if not run.ended:
+            raise LogFencedError(f"run {run_id} goes on in the next process")
+        end = next(kind for kind in ENDS if kind.name == run.status.name)
+        self.oracle.promise(
+            run_id, f"end {run.status} with {run.result!r}",
+            lambda records: any(record.kind is end and (record.payload == run.result) for record in records),
+        )  # fmt: skip
+        return run
+
+    async def send(self, run_id: str, name: str, value: object) -> None:
+        """Send a signal."""
+        await (await self._handle(run_id)).send(name, value)
+        payload = self.app.engine.codec.encode(value)
+        self._promise_count(run_id, f"signal {name!r}", lambda each: each.kind is Kind.SIGNAL and each.payload == payload)
+
+    async def cancel(self, run_id: str) -> None:
+        """Cancel a run."""
+        await (await self._handle(run_id)).cancel("a client asked for it")
+        self.oracle.promise(run_id, "cancel", lambda records: any(record.kind in ENDS for record in records))
+
+    async def stop(self, run_id: str) -> None:
+        """Suspend a run."""
+        await (await self._handle(run_id)).stop("a client asked for it")
+        self.oracle.promise(run_id, "stop", lambda records: any(record.kind is Kind.SUSPENDED for record in records))
+
+    async def resume(self, run_id: str) -> None:
+        """Let a suspended run go on."""
+        await (await self._handle(run_id)).resume()
+        self.oracle.promise(run_id, "resume", lambda records: any(record.kind is Kind.RESUMED for record in records))
+
+    async def retry(self, run_id: str) -> None:
+        """Let a failed run go on."""
+        await (await self._handle(run_id)).retry()
+        self.oracle.promise(run_id, "retry", lambda records: any(record.kind is Kind.RESUMED for record in records))
+
+    async def watch(self, run_id: str) -> None:
+        """Follow all records of a run, from where the last subscriber was."""
+        handle = await self._handle(run_id)
+        last = max((seq for known, seq in self.oracle.seen if known == run_id), default=0)
+        async for event in handle.events(last, steps=True):
+            if event.seq != last + 1:
+                self.oracle.blame(f"a subscriber of run {run_id} got event {event.seq} after {last}")
+            last = event.seq
+            self.oracle.noticed(run_id, event.seq, event.name)
+
+    def emitted(self, run_id: str, name: str, value: object) -> None:
+        """An `emit` returned."""
+        payload = self.app.engine.codec.encode(value)
+        self._promise_count(
+            run_id, f"event {name!r}", lambda each: each.kind is Kind.EVENT and each.name == name and each.payload == payload
+        )
+
+    def _promise_count(self, run_id: str, what: str, matches: Callable[[Record], bool]) -> None:
+        self.oracle.promise(run_id, what, lambda records: any(map(matches, records)))
+
+
+#: The life that the running code belongs to; bodies inherit it from the application's `open`.
+current_life: ContextVar[Life] = ContextVar("durable.testing.life")
+
+
+class Witness:
+    """Notes what one execution of a body sees, in order. Make it first in the body: `saw = Witness(ctx)`."""
+
+    def __init__(self, ctx: Context[Any]) -> None:
+        self._life, self._run_id, self._attempt = current_life.get(), ctx.run_id, ctx.attempt
+        self._position = 0
+
+    def __call__(self, value: T) -> T:
+        """Note a value that must be the same in every life, and return it."""
+        if not self._life.over:
+            self._life.oracle.sight(self._run_id, self._attempt, self._position, value)
+            self._position += 1
+        return value
+
+
+Ending = Literal["closed", "crashed", "failed"]
+
+
+class Simulation:
+    """One store with its disk and its repository, through its lives.
+
+    Arguments:
+        seed: decides everything.
+        disk: the kind of disk; a planted defect may be in it.
+        repository: what the log is flushed into.
+        store: the kind of store.
+    """
+
+    def __init__(
+        self, seed: int, *, config: Config = SMALL, disk: type[SimulatedDisk] = SimulatedDisk,
+        repository: MemoryRepository | None = None,
+    ) -> None:  # fmt: skip
+        self.seed, self.config = seed, config
+        self.rng = random.Random(seed)
+        self.disk = disk(self.rng, self.rng.choice(("posix", "journal", "ext4")))
+        self.repository = repository if repository is not None else MemoryRepository()
+        self.oracle = Oracle()
+        self.lives = self.crashes = self.trace = 0
+        self._now = 1_700_000_000.0
+
+    def live(
+        self, clients: Callable[[Life], Coroutine[Any, Any, None]], weather: Weather = Weather(), *, last: bool = False
+    ) -> Ending:
+        """One life: open the application, let the clients act, close it; or die on the way. Raises `SimulationError`."""
+        self.lives += 1
+        disk, number = self.disk, self.lives
+        loop = _Loop(self.seed * 64 + number)
+        loop.clock.started_at = self._now
+        loop.crash_at = weather.crash_turns
+        disk.crash_at = None if weather.crash_points is None else disk.points + weather.crash_points
+        disk.faults, disk.capacity = list(weather.faults), weather.capacity
+        hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+        ending: Ending = "closed"
+        life: Life | None = None
+        try:
+            store = _Store(
+                "simulated", log=self.config.log, flush=self.config.flush, clock=loop.clock, entropy=loop.entropy,
+                files=disk, repository=self.repository, worker=SimulatedWorker,
+            )  # fmt: skip
+            store.oracle = self.oracle
+            app = Durable(store, config=self.config, test_mode=True, clock=loop.clock, entropy=loop.entropy)
+            life = Life(app, self.oracle, random.Random(loop.rng.random()), number, last)
+            loop.run_until_complete(_run(life, clients, weather, self.repository))
+        except PowerLossError:
+            ending = "crashed"
+            self.crashes += 1
+        except StorageError:
+            if not weather.faults and weather.capacity is None:
+                raise
+            ending = "failed"
+        finally:
+            self._bury(loop, life)
+            sys.unraisablehook = hook
+        self._now += loop.time() + self.rng.choice((0.0, 0.5, 20.0)) * self.rng.random()
+        self.trace = self.trace * 31 + loop.trace & (2**64 - 1)
+        self.oracle.verify()
+        if last and ending != "closed":
+            raise SimulationError(f"not everything came to its end within {weather.seconds:g} virtual seconds: {self._open_runs()}")
+        self.disk = disk.kill() if weather.kill else disk.crash()
+        self.repository.crash()
+        return ending
+
+    def _bury(self, loop: SimulatedLoop, life: Life | None) -> None:
+        if life is not None:
+            life.over = True
+            life.app.engine.on_step = None
+            leave_host(life.app.engine)
+        loop.abandon()
+        self.repository.away = self.repository.fail_after = None
+        if self.lives % 16 == 0:
+            gc.collect()  # what is left of dead lives, while nobody listens to it
+
+    def _open_runs(self) -> str:
+        folded = [fold(records) for records in self.oracle.known.values()]
+        return ", ".join(f"{run.task} {run.run_id} is {run.status} at {run.seq}" for run in folded if not run.ended)
+
+
+async def _run(
+    life: Life, clients: Callable[[Life], Coroutine[Any, Any, None]], weather: Weather, repository: MemoryRepository
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        raise PowerLossError
+
+    def set_away(error: BaseException | None) -> None:
+        repository.away = error
+
+    def lose_answer() -> None:
+        repository.fail_after = away("its answer was lost")
+
+    def executed(run_id: str, call: Call) -> None:
+        if not life.over:
+            life.oracle.executed(run_id, call)
+
+    loop.call_later(weather.seconds, end)
+    life.app.engine.on_step = executed
+    current_life.set(life)
+    await life.app.open()
+    if weather.away is not None:
+        loop.call_later(weather.away[0], set_away, away())
+        loop.call_later(weather.away[1], set_away, None)
+    if weather.lost_answer is not None:
+        loop.call_later(weather.lost_answer, lose_answer)
+    await clients(life)
+    await life.app.close()
