@@ -112,7 +112,7 @@ class EngineSettings:
     max_recoveries: int = 100
     history_records_max: int = 100_000
     signals_max: int = 10_000
-    shutdown_grace_seconds: float = 10.0
+    shutdown_grace_seconds: float = 2.0
     cancel_grace_seconds: float = 5.0
     replay_stall_seconds: float = 2.0
     on_new_step: Literal["run", "error"] = "run"

@@ -66,6 +66,7 @@ class Worker:
         self._arguments = ("-W", "ignore", "-m", "durable.cli.demo_worker", folder, library)
         self._environment = {**os.environ, EFFECTS_VARIABLE: effects}
         self._process: asyncio.subprocess.Process
+        self._killed = False
 
     async def __aenter__(self) -> Worker:
         self._process = await asyncio.create_subprocess_exec(
@@ -85,8 +86,11 @@ class Worker:
 
     def kill(self) -> None:
         """`kill -9`: no handler runs, nothing is flushed."""
-        with suppress(ProcessLookupError):  # it is dead already
-            self._process.send_signal(signal.SIGKILL)
+        # Not by the process object: its `kill` looks first whether the child has ended, and so takes the news from asyncio's own watcher.
+        if self._process.returncode is None and not self._killed:
+            self._killed = True
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The events that it prints, until its end."""

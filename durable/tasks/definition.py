@@ -110,6 +110,13 @@ def checked_priority(value: int) -> int:
     return value
 
 
+def checked_switch(value: bool, key: str) -> bool:
+    """Return the value, or raise `ConfigError`."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}, but must be True or False", key=key)
+    return value
+
+
 def checked_function(value: Callable[..., Any], key: str) -> Callable[..., Any]:
     """Return the function, or raise `ConfigError`."""
     if not callable(value):

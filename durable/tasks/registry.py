@@ -24,6 +24,7 @@ def register_task(definition: TaskDefinition) -> None:
     """Make the task findable. Raises `DuplicateTaskError` when another function has its name."""
     known = _tasks.get(definition.name)
     if known is not None and (known.origin != definition.origin or "<locals>" in known.origin):
+        known = None  # or it would be held by that
         gc.collect()  # the other one may be garbage that only waits to be collected
         known = _tasks.get(definition.name)
     if known is not None:

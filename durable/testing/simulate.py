@@ -1,7 +1,7 @@
 """`Simulation`: the real application, engine, log and flusher on a virtual loop, disk and repository, through many crashes.
 
-Law: the oracle stands outside of the engine. It notes what was acknowledged or seen when that happens, and after each crash all of it
-must be there, unchanged. It trusts no counter of the code under test; a finding never depends on what a body makes of an exception.
+Law: the oracle stands outside of the engine. Everything that a client, a subscriber or a body was told is noted in the moment in which
+it was told, and each life begins with a look at what is still there. The same seed gives the same lives.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import errno
 import gc
 import random
 import sys
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,6 @@ from typing import Any, Literal, TypeVar
 
 from durable.app import Durable
 from durable.config import Config, EngineSettings, FlushSettings, LogSettings
-from durable.core.query import RunFilter
 from durable.core.records import ENDS, Call, Kind, Record
 from durable.core.run import Run, fold
 from durable.errors import DurableError, LogFencedError, StorageError
@@ -32,10 +30,10 @@ from durable.tasks.handle import Handle
 from durable.tasks.host import leave_host
 from durable.testing.disk import Fault, PowerLossError, SimulatedDisk
 from durable.testing.loop import SimulatedLoop, SimulatedWorker
+from durable.testing.oracle import Oracle, SimulationError
 from durable.testing.repository import MemoryRepository, away
 
 T = TypeVar("T")
-Holds = Callable[[Sequence[Record]], bool]
 
 #: Small enough that segments turn over and batches end everywhere.
 SMALL = Config(
@@ -43,12 +41,6 @@ SMALL = Config(
     flush=FlushSettings(interval_seconds=0.2, batch_records_max=20, breaker_threshold=2, breaker_open_seconds=1.0),
     engine=EngineSettings(shutdown_grace_seconds=1.0, cancel_grace_seconds=0.5),
 )
-#: What an application may tell a client that did nothing wrong, when the machine below it fails or goes away.
-_ALL_RUNS = RunFilter(limit=1_000_000)
-
-
-class SimulationError(AssertionError):
-    """A promise was broken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +78,9 @@ class Weather:
         elif rng.random() < 0.85:
             weather = replace(weather, crash_turns=rng.randint(1, rng.choice((60, 300, 1200))))
         if rng.random() < 0.25:
-            kind = rng.choice(("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "rename", "create", "preallocate"))
+            kind = rng.choice(
+                ("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "rename", "create", "preallocate")
+            )
             how: Any = rng.choice((errno.EIO, errno.EIO, errno.ENOSPC))
             if kind == "pwrite":
                 how = rng.choice(("short", "eintr", how))
@@ -100,147 +94,6 @@ class Weather:
         if rng.random() < 0.15:
             weather = replace(weather, lost_answer=rng.random() * 2)
         return weather
-
-
-class Oracle:
-    """What the world outside of the engine knows."""
-
-    def __init__(self) -> None:
-        #: Records that are durable for sure, because a commit returned or a store showed them.
-        self.known: dict[str, list[Record]] = {}
-        #: What was promised to somebody: run, in words, and how to see it in the run's history.
-        self.promises: list[tuple[str, str, Holds]] = []
-        #: Events that a subscriber saw.
-        self.seen: dict[tuple[str, int], str] = {}
-        self.executions: Counter[tuple[str, Call]] = Counter()
-        self.violations: list[str] = []
-        self.checks = 0
-        self._completed: set[tuple[str, Call]] = set()
-        self._failed: dict[tuple[str, Call], int] = {}
-        self._sights: dict[tuple[str, int], list[object]] = {}
-
-    def blame(self, text: str) -> None:
-        """Note a broken promise; it is raised when the life is over."""
-        self.violations.append(text)
-
-    def promise(self, run_id: str, what: str, holds: Holds) -> None:
-        """Note what somebody may rely on from now on."""
-        self.promises.append((run_id, what, holds))
-
-    def committed(self, units: Iterable[Unit]) -> None:
-        """The store acknowledged these records."""
-        for unit in units:
-            for record in unit:
-                self._learn(record, "was acknowledged")
-
-    def _learn(self, record: Record, how: str) -> None:
-        known = self.known.setdefault(record.run_id, [])
-        if record.seq <= len(known):
-            if known[record.seq - 1] != record:
-                self.blame(f"record {record.seq} of run {record.run_id} {how} as {record}, it was {known[record.seq - 1]}")
-        elif record.seq == len(known) + 1:
-            known.append(record)
-            if record.kind is Kind.STEP_COMPLETED:
-                self._completed.add((record.run_id, record.call))
-            elif record.kind is Kind.STEP_FAILED:
-                self._failed[record.run_id, record.call] = record.attempt
-        else:
-            self.blame(f"record {record.seq} of run {record.run_id} {how} after {len(known)}: a gap")
-
-    def executed(self, run_id: str, call: Call) -> None:
-        """A step's body is about to run."""
-        self.executions[run_id, call] += 1
-        known = self.known.get(run_id, ())
-        if not any(record.kind in (Kind.STARTED, Kind.RECOVERED) for record in known):
-            self.blame(f"step {call} of run {run_id} runs before its attempt is durable")
-        if (run_id, call) in self._completed:
-            self.blame(f"step {call} of run {run_id} runs again although its result is durable")
-        if known and self._failed.get((run_id, call)) == fold(known).attempt:
-            self.blame(f"step {call} of run {run_id} runs again although its failure is durable in this attempt")
-        if known and known[-1].kind in ENDS:
-            self.blame(f"step {call} of run {run_id} runs although the run has ended durably")
-
-    def sight(self, run_id: str, attempt: int, position: int, value: object) -> None:
-        """A body saw a value: the same in each life, at the same position."""
-        sights = self._sights.setdefault((run_id, attempt), [])
-        if position == len(sights):
-            sights.append(value)
-        elif sights[position] != value:
-            before = sights[position]
-            self.blame(f"the body of run {run_id} saw {before!r} at {position} of attempt {attempt}, and now {value!r}")
-
-    def noticed(self, run_id: str, seq: int, name: str) -> None:
-        """A subscriber saw an event."""
-        before = self.seen.setdefault((run_id, seq), name)
-        if before != name:
-            self.blame(f"event {seq} of run {run_id} was {before!r} and is now {name!r}")
-
-    async def inspect(self, store: LocalStore) -> None:
-        """Compare a store that has just been opened with all that is known."""
-        self.checks += 1
-        runs = {run.run_id: run for run in await store.query(_ALL_RUNS)}
-        for run_id in (*self.known, *(promise[0] for promise in self.promises), *(key[0] for key in self.seen)):
-            if run_id not in runs:
-                self.blame(f"run {run_id} was acknowledged, and is lost")
-        histories = {run_id: await store.history(run_id) for run_id in runs}
-        for run_id, run in runs.items():
-            self._inspect_run(run, histories[run_id])
-        for run in runs.values():
-            self._inspect_family(run, histories)
-        for run_id, what, holds in self.promises:
-            if run_id in histories and not holds(histories[run_id]):
-                self.blame(f"{what} (run {run_id}) was acknowledged, and is lost")
-        for (run_id, seq), name in self.seen.items():
-            history = histories.get(run_id, [])
-            if len(history) < seq or history[seq - 1].event_name != name:
-                self.blame(f"event {seq} {name!r} of run {run_id} was seen, and is lost")
-        self.verify()
-
-    def _inspect_run(self, run: Run, history: list[Record]) -> None:
-        if [record.seq for record in history] != list(range(1, len(history) + 1)):
-            self.blame(f"the records of run {run.run_id} are {[record.seq for record in history]}")
-            return
-        known = self.known.get(run.run_id, [])
-        if len(known) > len(history):
-            self.blame(f"run {run.run_id} has {len(history)} records, but {len(known)} were acknowledged: {known[len(history):]}")
-        for record in history:
-            self._learn(record, "is found")
-        if fold(history) != run:
-            self.blame(f"the state of run {run.run_id} is {run}, its records make {fold(history)}")
-        kinds = [record.kind for record in history]
-        open_again = sum(record.kind is Kind.RESUMED and record.head.get("reason") == "retry" for record in history)
-        ends = sum(kind in ENDS for kind in kinds)
-        if ends - open_again != run.ended:
-            self.blame(f"run {run.run_id} has {ends} ends and {open_again} retries, and is {run.status}")
-        for record, following in zip(history, history[1:], strict=False):
-            if record.kind in ENDS and following.kind not in (Kind.RESUMED, Kind.DISCARDED):
-                self.blame(f"run {run.run_id} goes on with {following} after its end")
-        calls = Counter((each.call, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt) for each in history
-                        if each.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED))  # fmt: skip
-        for call, count in calls.items():
-            if count > 1:
-                self.blame(f"run {run.run_id} has {count} results of the call {call}")
-
-    def _inspect_family(self, run: Run, histories: dict[str, list[Record]]) -> None:
-        started: Counter[object] = Counter()
-        for record in histories[run.run_id]:
-            child = record.head.get("child")
-            if child is not None and child not in histories:
-                self.blame(f"record {record.seq} of run {run.run_id} tells of the run {child}, which does not exist")
-            if record.kind is Kind.CHILD_STARTED:
-                started[record.call, record.attempt] += 1
-        for what, count in started.items():
-            if count > 1:
-                self.blame(f"run {run.run_id} started {count} children by the call {what}")
-        if run.parent_id is not None:
-            notes = [each for each in histories.get(run.parent_id, ()) if each.head.get("child") == run.run_id]
-            if not notes or notes[0].batch > histories[run.run_id][0].batch:
-                self.blame(f"run {run.run_id} exists, and its parent {run.parent_id} has no record of it, or later")
-
-    def verify(self) -> None:
-        """Raise the first broken promise, if there is one."""
-        if self.violations:
-            raise SimulationError(self.violations[0])
 
 
 class _Store(LocalStore):
@@ -310,7 +163,9 @@ class Life:
         """Send a signal."""
         await (await self._handle(run_id)).send(name, value)
         payload = self.app.engine.codec.encode(value)
-        self._promise_count(run_id, f"signal {name!r}", lambda each: each.kind is Kind.SIGNAL and each.payload == payload)
+        self._promise_count(
+            run_id, f"signal {name!r}", lambda each: each.kind is Kind.SIGNAL and each.payload == payload
+        )
 
     async def cancel(self, run_id: str) -> None:
         """Cancel a run."""
@@ -346,7 +201,9 @@ class Life:
         """An `emit` returned."""
         payload = self.app.engine.codec.encode(value)
         self._promise_count(
-            run_id, f"event {name!r}", lambda each: each.kind is Kind.EVENT and each.name == name and each.payload == payload
+            run_id,
+            f"event {name!r}",
+            lambda each: each.kind is Kind.EVENT and each.name == name and each.payload == payload,
         )
 
     def _promise_count(self, run_id: str, what: str, matches: Callable[[Record], bool]) -> None:
@@ -434,7 +291,9 @@ class Simulation:
         self.trace = self.trace * 31 + loop.trace & (2**64 - 1)
         self.oracle.verify()
         if last and ending != "closed":
-            raise SimulationError(f"not everything came to its end within {weather.seconds:g} virtual seconds: {self._open_runs()}")
+            raise SimulationError(
+                f"not everything came to its end within {weather.seconds:g} virtual seconds: {self._open_runs()}"
+            )
         self.disk = disk.kill() if weather.kill else disk.crash()
         self.repository.crash()
         return ending
