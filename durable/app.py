@@ -83,9 +83,16 @@ class Durable:
     ) -> None:
         if not isinstance(limits, Limits) or not isinstance(config, Config):
             raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
-        later = [spec.name for spec in fields(Limits) if getattr(limits, spec.name) != spec.default and spec.name != "max_running"]
+        later = [
+            spec.name
+            for spec in fields(Limits)
+            if getattr(limits, spec.name) != spec.default and spec.name != "max_running"
+        ]
         if later:
-            raise ConfigError(f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out", key=f"limits.{later[0]}")
+            raise ConfigError(
+                f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out",
+                key=f"limits.{later[0]}",
+            )
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
         if not execute:
