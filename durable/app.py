@@ -103,7 +103,7 @@ class Durable:
         self._engine = Engine(_store_of(target, config, clock, entropy), config, limits, clock, entropy)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
-            self.engine = self._engine
+            self.engine: Engine = self._engine
         self.dead_letters: DeadLetters = DeadLetters(self._engine)
 
     async def open(self) -> Self:

@@ -37,8 +37,8 @@ def render() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made from `durable/config.py`; `tests/test_docs.py` keeps it true (`DURABLE_WRITE_DOCS=1` writes it). Durations are seconds, sizes bytes.",
-        "A wrong value raises `ConfigError` with its key when the settings are made.",
+        "Made from `durable/config.py`; `tests/test_docs.py` keeps it true (`DURABLE_WRITE_DOCS=1` writes it).",
+        "Durations are seconds, sizes bytes. A wrong value raises `ConfigError` with its key when the settings are made.",
         "",
         "```python",
         "from durable import Config, Durable, Limits",

@@ -103,6 +103,11 @@ class Worker:
 async def demo(args: Namespace) -> int:
     """Run the demo and return the exit code."""
     library = sysconfig.get_path("stdlib")
+    if not any(Path(library).glob("*.py")):  # noqa: ASYNC240 - nothing else runs yet
+        complain(
+            f"the demo reads the source of Python's standard library, and there is none in {library}: use a full Python"
+        )
+        return 1
     began = SYSTEM_CLOCK.monotonic()
     screen = Screen(sys.stdout)
     story = Story()

@@ -50,8 +50,9 @@ class Screen:
         if not self._live:
             self.say(f"  {done:>2}/{steps}  {label}")
             return
-        cells = BAR_CELLS * done // max(steps, 1)
-        bar = self.style("█" * cells, "32") + "░" * (BAR_CELLS - cells)
+        width = max(min(BAR_CELLS, os.get_terminal_size(self._stream.fileno()).columns - 34), 4)
+        cells = width * done // max(steps, 1)
+        bar = self.style("█" * cells, "32") + "░" * (width - cells)
         print(f"\r\x1b[K  {bar} {done}/{steps} steps  {label}", end="", file=self._stream, flush=True)
         self._bar = True
 

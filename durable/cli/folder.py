@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.run import Run
 from durable.errors import ConflictError, RunNotFoundError, StorageError
 from durable.store.local import LocalStore
+
+#: Beside a process that writes, a look may meet half a change: what is wrong is believed when it is seen this often.
+LOOKS_MAX = 5
 
 _PREFIX = re.compile(r"[0-9a-f]{4,31}\Z")
 
@@ -33,12 +36,26 @@ def check_there(path: str) -> str:
 @asynccontextmanager
 async def opened(path: str, *, read_only: bool) -> AsyncIterator[LocalStore]:
     """The store in a folder; `read_only` also works beside a process that has it open. Raises `StorageError`."""
-    store = LocalStore(check_there(path), read_only=read_only)
-    await store.open()
+    check_there(path)
+    store = await _open_beside(path) if read_only else LocalStore(path)
+    if not read_only:
+        await store.open()
     try:
         yield store
     finally:
         await store.close()
+
+
+async def _open_beside(path: str) -> LocalStore:
+    """A store to look at. The process that writes may remove a segment, all flushed, between the list of segments and the look."""
+    for _ in range(LOOKS_MAX - 1):
+        with suppress(FileNotFoundError):
+            store = LocalStore(path, read_only=True)
+            await store.open()
+            return store
+    store = LocalStore(path, read_only=True)
+    await store.open()
+    return store
 
 
 async def find_run(store: LocalStore, wanted: str, user: str | None) -> Run:

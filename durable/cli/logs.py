@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import suppress
 
+from durable.cli.folder import LOOKS_MAX
 from durable.cli.terminal import (
     call_text,
     clipped,
@@ -27,9 +30,6 @@ from durable.errors import StorageError
 from durable.log import DiskFiles, LogReport, dump, repair, verify
 from durable.repository.sqlite import SqliteRepository
 
-#: Beside a process that writes, a look may meet half a write: damage is believed when it is seen this often.
-LOOKS_MAX = 3
-
 
 def _log_of(args: Namespace) -> tuple[DiskFiles, str]:
     """The log that was meant, and the folder of its store: DIR may be either. Raises `StorageError`."""
@@ -41,12 +41,27 @@ def _log_of(args: Namespace) -> tuple[DiskFiles, str]:
 
 
 def _verified(files: DiskFiles) -> LogReport:
-    report = verify(files)
     for _ in range(LOOKS_MAX - 1):
-        if report.ok:
-            break
-        report = verify(files)
-    return report
+        with suppress(FileNotFoundError):  # a segment whose records were all flushed was removed meanwhile
+            report = verify(files)
+            if report.ok:
+                return report
+    return verify(files)
+
+
+def _units(files: DiskFiles) -> Iterator[tuple[int, bytes]]:
+    """What is in the log, also while segments are removed at its beginning."""
+    after = 0
+    for look in range(LOOKS_MAX):
+        try:
+            for lsn, payload in dump(files):
+                if lsn > after:
+                    after = lsn
+                    yield lsn, payload
+            return
+        except FileNotFoundError:
+            if look == LOOKS_MAX - 1:
+                raise
 
 
 async def verify_log(args: Namespace) -> int:
@@ -80,7 +95,7 @@ async def verify_log(args: Namespace) -> int:
 async def dump_log(args: Namespace) -> int:
     """Print every record that is in the log."""
     files, _ = _log_of(args)
-    for lsn, payload in dump(files):
+    for lsn, payload in _units(files):
         for record in decode_unit(payload, lsn):
             print(to_json(_record_json(lsn, record)) if args.json else _record_text(lsn, record))
     return 0

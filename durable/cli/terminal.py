@@ -78,6 +78,8 @@ def _tagged(tag: str, value: object, path: object) -> str:
             return "{" + ", ".join(map(_readable, value)) + "}" if value else "set()"
         case (("int" | "float"), str()):
             return escaped(value)
+        case "not JSON", str():  # what `StoredJson.decode` gives for bytes of another codec
+            return f"<{escaped(value)}, not JSON>"
         case "dict", list():
             pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2]
             return "{" + ", ".join(f"{_readable(key)}: {_readable(item)}" for key, item in pairs) + "}"

@@ -78,9 +78,9 @@ class Retry:
             raise ConfigError(f"Retry(unless={unless!r}) must hold exception classes", key="unless")
         put = object.__setattr__  # the class is frozen
         put(self, "max_attempts", max_attempts)
-        put(self, "delay", seconds(delay, "Retry(delay)"))
+        put(self, "delay", seconds(delay, "delay"))
         put(self, "factor", float(factor))
-        put(self, "max_delay", seconds(max_delay, "Retry(max_delay)"))
+        put(self, "max_delay", seconds(max_delay, "max_delay"))
         put(self, "jitter", float(jitter))
         put(self, "unless", classes)
 

@@ -105,17 +105,18 @@ class Attempt:
         """Refuse what comes from code that outlived its attempt."""
         if self.interrupted or self.entry.run.status is not Status.RUNNING:
             state = "stopped" if self.interrupted else self.entry.run.status
-            raise TransitionError(f"attempt {self.attempt} of run {self.run_id} is over ({state}): it can do nothing more")
+            raise TransitionError(
+                f"attempt {self.attempt} of run {self.run_id} is over ({state}): it can do nothing more"
+            )
 
     def identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """What tells a call apart from others of its name: its arguments."""
         if not args and not kwargs:
             return b""
-        return self.services.codec.identity([list(args), kwargs] if kwargs else list(args))
+        # A list at the top, or a mapping: calls with and without keywords cannot be taken for one another.
+        return self.services.codec.identity({"*": list(args), **kwargs} if kwargs else list(args))
 
-    async def perform(
-        self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any
-    ) -> Any:
+    async def perform(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
         """Make a call: hand back its recorded outcome, or run it and record what comes of it."""
         delivery = self.delivery
         task = asyncio.current_task()

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from durable.core.memo import Divergence, Memo
 from durable.core.records import Call, Kind, Record
 
-#: Turns of the loop without a call that count as quiet (the study that chose it found none too few at 3).
+#: Turns of the loop without a call that count as quiet. One is too few for `asyncio.wait` and two are enough for all of asyncio's own
+#: combinators; the rest is room for bodies that pass values through futures and queues of their own before they call again.
 QUIET_TURNS = 8
 
 

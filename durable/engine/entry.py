@@ -51,6 +51,7 @@ class Entry:
     __slots__ = (
         "children",
         "execution",
+        "history",
         "identity",
         "queued",
         "run",
@@ -79,5 +80,7 @@ class Entry:
         self.waiters: list[asyncio.Future[Run]] = []
         #: Loaded runs that belong to this one and have not ended.
         self.children: set[str] = set()
+        #: Its records, where they were read ahead for its recovery.
+        self.history: list[Record] | None = None
         #: Whether its end has been told.
         self.settled = False

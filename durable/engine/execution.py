@@ -43,8 +43,8 @@ class Execution(Attempt):
         known = self._steps.setdefault(step.name, step.facts.function)
         if known is not step.facts.function:
             raise DuplicateStepError(
-                f"run {self.run_id} calls two different functions as step {step.name!r}: {known.__module__}.{known.__qualname__} and "
-                f"{step.facts.function.__module__}.{step.facts.function.__qualname__}; pass name= to one of them"
+                f"run {self.run_id} calls two different functions as step {step.name!r}: {known!r} and {step.facts.function!r}; "
+                "pass name= to one of them"
             )
         call = self.number(step.name, self.identity(args, kwargs))
         return self.perform(call, lambda: run_step(self, call, step, args, kwargs), step.facts.returns)

@@ -129,7 +129,7 @@ class Lifecycle:
             if fresh:
                 memo, recovered = Memo(), False
             else:
-                history = await self._history(entry)
+                history = await self._history(entry, record)
                 history = [known for known in history if known.seq <= record.seq]
                 memo = Memo(history, record.attempt)
                 recovered = record.kind is Kind.RECOVERED or any(
@@ -149,10 +149,13 @@ class Lifecycle:
                 entry.execution = None
                 self._body_ended(entry)
 
-    async def _history(self, entry: Entry) -> list[Record]:
+    async def _history(self, entry: Entry, record: Record) -> list[Record]:
         """The run's records; waits for the repository while it is away."""
         wait = 0.25
         while True:
+            history, entry.history = entry.history, None
+            if history is not None and history[-1].seq + 1 == record.seq:
+                return history  # read ahead, and nothing but the beginning of this attempt came since
             try:
                 return await self.services.store.history(entry.run.run_id)
             except RepositoryUnavailableError as error:

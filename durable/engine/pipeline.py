@@ -16,13 +16,19 @@ from durable.core.decide import decide
 from durable.core.records import Record
 from durable.core.run import apply
 from durable.engine.entry import Entry, Unit
-from durable.errors import DurableError, LogFencedError, StorageError, StorageFullError
+from durable.errors import (
+    DurableError,
+    LogFencedError,
+    RepositoryUnavailableError,
+    StorageError,
+    StorageFullError,
+)
 from durable.store.base import Store
 
 logger = logging.getLogger("durable.engine")
 
-#: Wait between tries while the disk is full, seconds.
-FULL_RETRY_SECONDS = 0.5
+#: Wait between tries while the disk is full or a repository that has to be asked is away, seconds.
+RETRY_SECONDS = 0.5
 
 
 class Pipeline:
@@ -133,6 +139,9 @@ class Pipeline:
             except StorageError as error:
                 self._fail(error, units)
                 return
+            except Exception as error:  # noqa: BLE001 - a store that breaks its contract: what became of the records is not known
+                self._fail(StorageError(f"the store raised {error!r}, which no store may"), units)
+                return
             self._in_flight = []
             for unit in units:
                 self._publish(unit)
@@ -143,16 +152,16 @@ class Pipeline:
 
     async def _commit(self, units: list[Unit]) -> None:
         batch = [[record for _, record in unit.items] for unit in units]
-        told = False
+        told: type[StorageError] | None = None
         while True:
             try:
                 await self._store.commit(batch)
                 return
-            except StorageFullError as error:
-                if not told:
-                    logger.error("the disk is full: work waits until there is room again (%s)", error)
-                    told = True
-                await asyncio.sleep(FULL_RETRY_SECONDS)
+            except (StorageFullError, RepositoryUnavailableError) as error:  # nothing was written; later it can be
+                if told is not type(error):
+                    logger.error("nothing can be committed now, work waits: %s", error)
+                    told = type(error)
+                await asyncio.sleep(RETRY_SECONDS)
                 if self._closing:
                     raise
 

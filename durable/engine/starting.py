@@ -83,7 +83,12 @@ class Starter:
         key: Any = options.key if options.key is not None else task.key
         if callable(key):
             args, kwargs = task.facts.call_arguments(arguments, task.name)
-            key = key(*args, **kwargs)
+            try:
+                key = key(*args, **kwargs)
+            except Exception as error:
+                raise ValidationError(
+                    f"the key function of task {task.name!r} refused the input: {error!r}", field="key"
+                ) from error
         if key is None:
             return None
         if not isinstance(key, str) or not 1 <= len(key) <= 500:

@@ -102,7 +102,9 @@ class Flusher:
         if self.full and not self._commits_wait:
             self._commits_wait = True
             logger.error(
-                "commits wait: %d records are not flushed, twice flush.backlog_records_max; %s", len(self._pending), self._why()
+                "commits wait: %d records are not flushed, twice flush.backlog_records_max; %s",
+                len(self._pending),
+                self._why(),
             )
         while self.full and not self._closing:
             self._room.clear()
@@ -153,7 +155,10 @@ class Flusher:
             task.cancel()
             await asyncio.wait({task}, timeout=1.0)
         if self._pending:
-            logger.warning("closed with %d records not flushed; they are in the log, and the next open flushes them", len(self._pending))
+            logger.warning(
+                "closed with %d records not flushed; they are in the log, and the next open flushes them",
+                len(self._pending),
+            )
 
     async def _work(self) -> None:
         while not self._closing:
@@ -186,7 +191,7 @@ class Flusher:
         self._tell_state()
         try:
             await self._flush_batch()
-        except Exception as error:  # whatever a repository raises, it is no reason to lose the flusher
+        except Exception as error:  # noqa: BLE001  whatever a repository raises, it is no reason to lose the flusher
             self._last_error = error
             self._breaker.failure(self._clock.monotonic())
             self._tell_state()
@@ -209,7 +214,9 @@ class Flusher:
         elif state is BreakerState.HALF_OPEN:
             logger.info("trying the repository again")
         else:
-            logger.warning("the repository is back (breaker %s before); %d records left to flush", before, len(self._pending))
+            logger.warning(
+                "the repository is back (breaker %s before); %d records left to flush", before, len(self._pending)
+            )
 
     async def _flush_batch(self) -> None:
         count = self._batch_end()

@@ -71,7 +71,7 @@ class ThreadWorker:
             failure: Exception | None = None
             try:
                 result = job()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever gave the job
                 failure = error
             try:
                 wake(done, result, failure)

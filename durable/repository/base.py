@@ -81,6 +81,10 @@ class Repository(Protocol):
         """Records of the run with `seq` above `after`, in order, at most `limit`, with their `batch`."""
         ...
 
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        """All records of these runs, each run's in order; for recovery, which needs many at once."""
+        ...
+
     async def health_check(self) -> None:
         """Raise `RepositoryUnavailableError` if a transaction cannot be begun now."""
         ...

@@ -13,6 +13,7 @@ import stat
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
+from threading import Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +37,7 @@ IDS_MAX = 500
 _RUN = "SELECT run_id, state, input, result FROM runs"
 _FIND_KEY = f"{_RUN} WHERE key = ? AND user IS ?"
 _EVENTS = "SELECT seq, batch, body FROM records WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
+_HISTORIES = "SELECT run_id, batch, body FROM records WHERE run_id IN ({marks}) ORDER BY run_id, seq"
 _META = "SELECT key, value FROM meta"
 _TABLES = "SELECT count(*) FROM sqlite_master"
 _ADOPT = "UPDATE meta SET value = ? WHERE key = 'store_id' AND value IS NULL"
@@ -74,15 +76,11 @@ class SqliteRepository:
     # -- opening
 
     async def peek(self) -> RepositoryState:
-        self._empty = not os.path.exists(self._path) or not os.path.getsize(self._path)
+        self._empty = self._is_empty()
         if self._empty:
             return RepositoryState(None, None)
         async with self._guarded():
-            uri = f"file:{quote(self._path)}?mode=ro"
-            # Without a WAL file nobody writes and all is in the one file: `immutable` keeps SQLite from making a WAL file only to read.
-            # With one, `readonly_shm` keeps it from changing the index that it shares with the writer.
-            uri += "&readonly_shm=1" if os.path.exists(f"{self._path}-wal") else "&immutable=1"
-            self._lookups = self._scans = connection = await self._connect(uri)
+            self._lookups = self._scans = connection = await self._connect(self._reading_uri())
             await connection.execute("PRAGMA query_only = ON")
             return await self._state(connection, read_only=True)
 
@@ -107,7 +105,9 @@ class SqliteRepository:
         async with self._guarded(), _transaction(writer):
             cursor = await writer.execute(_ADOPT, (store_id,))
             if cursor.rowcount != 1:
-                raise StoreMismatchError(f"{self._path} belongs to a store already; it cannot be given to store {store_id}")
+                raise StoreMismatchError(
+                    f"{self._path} belongs to a store already; it cannot be given to store {store_id}"
+                )
 
     async def close(self) -> None:
         readers = {self._lookups, self._scans}
@@ -118,8 +118,25 @@ class SqliteRepository:
                 with suppress(sqlite3.Error):
                     await connection.close()
 
+    def _is_empty(self) -> bool:
+        return not os.path.exists(self._path) or not os.path.getsize(self._path)
+
+    def _reading_uri(self) -> str:
+        uri = f"file:{quote(self._path)}?mode=ro"
+        # Without a WAL file nobody writes and all is in the one file: `immutable` keeps SQLite from making a WAL only to read.
+        # With one, `readonly_shm` keeps it from changing the index that it shares with the writer; where there is a WAL and no
+        # index (a copy of a store that was not closed), SQLite has to make one, and touches nothing else.
+        if not os.path.exists(f"{self._path}-wal"):
+            return f"{uri}&immutable=1"
+        return f"{uri}&readonly_shm=1" if os.path.exists(f"{self._path}-shm") else uri
+
     async def _connect(self, uri: str) -> aiosqlite.Connection:
-        return await aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=self._busy_timeout_seconds)
+        connection = aiosqlite.connect(uri, uri=True, isolation_level=None, timeout=self._busy_timeout_seconds)
+        # A process that ends without `close` must not hang on this thread: the log has everything. (Before 0.22 a connection was one.)
+        thread = getattr(connection, "_thread", connection)
+        if isinstance(thread, Thread):
+            thread.daemon = True
+        return await connection
 
     async def _reader(self, uri: str) -> aiosqlite.Connection:
         reader = await self._connect(uri)
@@ -184,7 +201,9 @@ class SqliteRepository:
             return RepositoryState(None, None)
         meta = dict(await _rows(connection, _META))
         if not {"schema_version", "reader_min", "store_id", "position"} <= meta.keys():
-            raise StoreMismatchError(f"{self._path} is a database, but no repository of durable; move it away or choose another path")
+            raise StoreMismatchError(
+                f"{self._path} is a database, but no repository of durable; move it away or choose another path"
+            )
         if meta["reader_min"] > SCHEMA_VERSION:
             raise self._newer(meta["schema_version"])
         applied = meta["position"] if meta["store_id"] is not None else None
@@ -253,6 +272,18 @@ class SqliteRepository:
             if len(rows) < size:
                 break
             after = rows[-1][0]
+        return found
+
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for start in range(0, len(run_ids), IDS_MAX):
+            some = [text(run_id) for run_id in run_ids[start : start + IDS_MAX]]
+            marks = ", ".join("?" * len(some))
+            rows = await self._fetch(self._lookups, _HISTORIES.format(marks=marks), some)
+            for number, (run_id, batch, body) in enumerate(rows, 1):
+                found.setdefault(run_id, []).append(decode_record(body, batch))
+                if number % SLICE_ROWS == 0:
+                    await asyncio.sleep(0)
         return found
 
     async def _runs(self, connection: aiosqlite.Connection | None, sql: str, values: Sequence[object]) -> list[Run]:

@@ -55,9 +55,10 @@ class Store(Protocol):
         """Make the units durable, in order.
 
         Sets `batch` on each record: equal for the records of one unit, rising from unit to unit of a run.
-        Raises `ValueError` for records whose `seq` does not follow on, and `ConflictError` for a creation whose user and key have a
-        run already: nothing was written, of any unit. Raises `StorageFullError` when nothing was written and the same call may succeed later; any other `StorageError` means that
-        the outcome is unknown and that the store takes nothing more.
+        Nothing was written, of any unit, and the store goes on: `StorageFullError` (the same call may succeed later),
+        `RepositoryUnavailableError` (a run that is not in memory, or a key, has to be looked up first), `ConflictError` (a creation
+        whose user and key have a run), `ValueError` (a `seq` that does not follow on). Any other `StorageError` means that the outcome
+        is unknown and that the store takes nothing more.
         """
         ...
 
@@ -75,6 +76,10 @@ class Store(Protocol):
 
     async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
         """Return the run's records with `seq` above `after`, in order, at most `limit`."""
+        ...
+
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        """Return all records of these runs, in order; for recovery, which needs many at once. Unknown runs are left out."""
         ...
 
     async def query(self, wanted: RunFilter) -> list[Run]:

@@ -36,7 +36,7 @@ from durable.repository.base import Repository, RepositoryState
 from durable.repository.projection import RecordRow
 from durable.repository.sqlite import SqliteRepository
 from durable.store.base import StoreHealth, Unit
-from durable.store.overlay import Entry, Overlay
+from durable.store.overlay import Entry, Overlay, newest
 
 #: How long `close` may take to flush what is pending. What is left stays in the log.
 CLOSE_FLUSH_SECONDS = 10.0
@@ -79,10 +79,8 @@ class LocalStore:
         self._flush_settings = flush
         self._clock = clock
         self._entropy = entropy
-        self._files: Files = files if files is not None else DiskFiles(os.path.join(self.path, "log"))
-        self._repository: Repository = (
-            repository if repository is not None else SqliteRepository(os.path.join(self.path, "repository.db"))
-        )
+        self._files: Files = files or DiskFiles(os.path.join(self.path, "log"))
+        self._repository: Repository = repository or SqliteRepository(os.path.join(self.path, "repository.db"))
         self._worker = worker
         self._read_only = read_only
         self._overlay = Overlay()
@@ -110,7 +108,9 @@ class LocalStore:
             if store_id is None:
                 await self._repository.adopt(self._log.store_id)
             elif store_id != self._log.store_id:
-                raise StoreMismatchError(f"the repository belongs to store {store_id}, the log to store {self._log.store_id}")
+                raise StoreMismatchError(
+                    f"the repository belongs to store {store_id}, the log to store {self._log.store_id}"
+                )
             flusher = Flusher(
                 self._repository, self._flush_settings, clock=self._clock, position=applied or 0,
                 run_of=self._run_of, on_flushed=self._flushed,
@@ -163,7 +163,8 @@ class LocalStore:
             ) from error
         if flusher is not None:
             flusher.hand_over([(record.run_id, record.seq, record.batch, encode_record(record)) for record in records])
-            await flusher.drain()
+            if flusher.full:  # else it flushes what it has, as it does with what is committed from now on
+                await flusher.drain()
 
     async def close(self) -> None:
         if self._flusher is not None:
@@ -251,7 +252,7 @@ class LocalStore:
         with self._overlay.watching() as dropped:
             found = await self._ask(self._repository.find(run_ids))
             for run_id in run_ids:
-                run = _newest(found.get(run_id), dropped.get(run_id))
+                run = newest(found.get(run_id), dropped.get(run_id))
                 if run is not None:
                     self._overlay.adopt(run)
 
@@ -286,6 +287,7 @@ class LocalStore:
             with self._overlay.watching() as dropped:
                 found = await self._ask(self._repository.find((run_id,)))
                 run = self._current(found.get(run_id), run_id, dropped)
+                self._keep_open(() if run is None else (run,))
         return None if run is None else run.copy()
 
     async def find_key(self, user: str | None, key: str) -> Run | None:
@@ -295,9 +297,8 @@ class LocalStore:
             with self._overlay.watching() as dropped:
                 run = await self._ask(self._repository.find_by_key(user, key))
                 if run is None:  # it may have come, and even gone to the repository, while that one was asked
-                    run = self._overlay.run_of_key(user, key)
                     gone = (entry.run for entry in dropped.values() if entry.key == (user, key))
-                    run = run or next(gone, None)
+                    run = self._overlay.run_of_key(user, key) or next(gone, None)
                     if run is None:
                         self._overlay.key_is_free(user, key)
                 else:
@@ -315,6 +316,15 @@ class LocalStore:
         last = records[-1].seq if records else after
         records.extend(record for record in tail if record.seq > last)
         return records if limit is None else records[:limit]
+
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        self._opened()
+        tails = {run_id: (self._overlay.tail(run_id) or (0, []))[1] for run_id in run_ids}
+        partly = [run_id for run_id, tail in tails.items() if not tail or tail[0].seq > 1]
+        stored = await self._ask(self._repository.histories(partly)) if partly else {}
+        for run_id, records in stored.items():
+            records.extend(record for record in tails[run_id] if record.seq > records[-1].seq)
+        return {run_id: records for run_id in run_ids if (records := stored.get(run_id) or tails[run_id])}
 
     async def query(self, wanted: RunFilter) -> list[Run]:
         self._opened()
@@ -346,7 +356,7 @@ class LocalStore:
 
     def _current(self, run: Run | None, run_id: str, dropped: Mapping[str, Entry]) -> Run | None:
         """The newest of what the repository answered, what was let go while it was asked, and what is here."""
-        return _newest(_newest(run, dropped.get(run_id)), self._overlay.entries.get(run_id))
+        return newest(newest(run, dropped.get(run_id)), self._overlay.entries.get(run_id))
 
     async def _ask(self, question: Awaitable[T]) -> T:
         try:
@@ -364,31 +374,25 @@ class LocalStore:
             return StoreHealth(detail="open for reading only")
         backlog = flusher.backlog_records
         if log.health in ("fenced", "closed"):
-            return StoreHealth(
-                state="failed", detail=f"the log is {log.health}: nothing can be committed; restart", backlog_records=backlog
-            )
+            detail = f"the log is {log.health}: nothing can be committed; restart"
+            return StoreHealth(state="failed", detail=detail, backlog_records=backlog)
         details = [flusher.detail] if flusher.detail else []
         if log.health == "full" or log.free_space_low():
             details.insert(0, "the disk is nearly full: starts are refused")
-        return StoreHealth(
-            state="degraded" if details else "ok", detail="; ".join(details), backlog_records=backlog
-        )
+        return StoreHealth(state="degraded" if details else "ok", detail="; ".join(details), backlog_records=backlog)
 
     def _opened(self) -> Log:
         if self._log is None:
-            raise StorageError(f"the store in {self.path} is not open; await store.open() first")
+            raise self._closed()
         return self._log
+
+    def _closed(self) -> StorageError:
+        return StorageError(f"the store in {self.path} is not open; await store.open() first")
 
     def _not_writable(self) -> StorageError:
         if self._read_only:
             return StoreReadOnlyError(f"the store in {self.path} is open for reading only")
-        return StorageError(f"the store in {self.path} is not open; await store.open() first")
-
-
-def _newest(run: Run | None, entry: Entry | None) -> Run | None:
-    if entry is None or not entry.run.seq or (run is not None and run.seq > entry.run.seq):
-        return run
-    return entry.run
+        return self._closed()
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

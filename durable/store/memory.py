@@ -39,7 +39,7 @@ class MemoryStore:
 
     async def commit(self, units: Sequence[Unit]) -> None:
         self._check()
-        await asyncio.sleep(0)  # as in the other stores, nothing is acknowledged in the turn of the loop that asks for it
+        await asyncio.sleep(0)  # as in the other stores, nothing is acknowledged in the turn that asks for it
         self._check()
         self._overlay.promise(units)
         for unit in units:
@@ -66,6 +66,10 @@ class MemoryStore:
         _, records = self._overlay.tail(run_id) or (0, [])
         start = max(after, 0)
         return records[start : None if limit is None else start + limit]
+
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        self._check()
+        return {run_id: tail[1] for run_id in run_ids if (tail := self._overlay.tail(run_id)) is not None}
 
     async def query(self, wanted: RunFilter) -> list[Run]:
         self._check()

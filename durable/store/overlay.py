@@ -162,7 +162,8 @@ class Overlay:
             run_id = next(iter(self._clean))
             del self._clean[run_id]
             entry = self.entries[run_id]
-            if entry.promised == entry.flushed:  # else it is in use again, and comes back into the line when it is flushed
+            # Else it is in use again, and comes back into the line when it is flushed.
+            if entry.promised == entry.flushed:
                 self._drop(entry)
 
     def _create(self, record: Record) -> Entry:
@@ -235,3 +236,10 @@ class Overlay:
 
 def _id_of(run: Run) -> str:
     return run.run_id
+
+
+def newest(run: Run | None, entry: Entry | None) -> Run | None:
+    """The newer of what a repository answered and what is, or was, here."""
+    if entry is None or not entry.run.seq or (run is not None and run.seq > entry.run.seq):
+        return run
+    return entry.run

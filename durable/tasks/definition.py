@@ -199,7 +199,9 @@ class FunctionFacts:
     @cached_property
     def input_hint(self) -> Any:
         """A hint that mentions every class that the parameters' annotations do."""
-        hints = [hint for name, hint in self.hints.items() if name in self.signature.parameters and not isinstance(hint, str)]
+        hints = [
+            hint for name, hint in self.hints.items() if name in self.signature.parameters and not isinstance(hint, str)
+        ]
         return Union[tuple(hints)] if hints else Any  # noqa: UP007 - made of a list
 
     @cached_property
@@ -215,7 +217,10 @@ class FunctionFacts:
             raise ValidationError(
                 f"{name}{self.signature} was called wrongly: {error}", field=_field_of(error)
             ) from None
-        self.input_check.check(bound.arguments)
+        try:
+            self.input_check.check(bound.arguments)
+        except ValidationError as error:
+            raise ValidationError(f"{name}: {error}", field=error.field, errors=error.errors) from None
         return bound.arguments
 
     def call_arguments(self, arguments: Mapping[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

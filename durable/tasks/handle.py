@@ -138,7 +138,7 @@ def to_event(record: Record, codec: Codec) -> Event:
     tell = _ENGINE_EVENTS.get(record.kind)
     if tell is not None:
         value = tell(record, codec)
-    elif record.visible and not record.name:
+    elif not record.name:
         value = dict(record.head)
     else:
         value = {**_step(record), **record.head}

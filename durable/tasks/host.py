@@ -95,7 +95,9 @@ class Scope(Protocol):
         """The application that runs it."""
         ...
 
-    def call_step(self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    def call_step(
+        self, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
         """Call a step from here."""
         ...
 
@@ -160,7 +162,9 @@ def current_host() -> Host:
     if scope is not None:
         return scope.host
     if not _open_hosts:
-        raise AppNotOpenError("no Durable application is open in this process: `async with Durable(...) as app:` opens one")
+        raise AppNotOpenError(
+            "no Durable application is open in this process: `async with Durable(...) as app:` opens one"
+        )
     if len(_open_hosts) > 1:
         raise AmbiguousAppError(
             f"{len(_open_hosts)} Durable applications are open in this process: use `app.start(task, ...)` to say which one"

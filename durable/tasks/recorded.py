@@ -24,7 +24,7 @@ B = TypeVar("B")
 
 async def sleep(delay: float | timedelta) -> None:
     """Sleep for `delay` (seconds or timedelta). In a body the end is recorded: a crash neither lengthens nor repeats the sleep."""
-    wait = seconds(delay, "sleep()")
+    wait = seconds(delay, "delay")
     scope = current_scope.get()
     if scope is None:
         await asyncio.sleep(wait)
@@ -57,7 +57,7 @@ class timeout:  # like asyncio.timeout
     """
 
     def __init__(self, delay: float | timedelta) -> None:
-        self._seconds = seconds(delay, "timeout()")
+        self._seconds = seconds(delay, "delay")
         self._plain: asyncio.Timeout | None = None
         self._alarm: asyncio.Task[Any] | None = None
         self._fired = False

@@ -263,9 +263,29 @@ class StoreConformance:
         await world.store.commit([records[:300]])
         store = await world.ready()
         await store.commit([[each] for each in records[300:]])
-        for after, limit in ((0, None), (0, 10), (295, 10), (298, 4), (300, 5), (499, None), (500, None), (900, 3), (0, 0)):
+        for after, limit in (
+            (0, None),
+            (0, 10),
+            (295, 10),
+            (298, 4),
+            (300, 5),
+            (499, None),
+            (500, None),
+            (900, 3),
+            (0, 0),
+        ):
             expected = records[after : None if limit is None else after + limit]
             assert await store.history(run_id(1), after, limit) == expected
+
+    async def test_many_histories_at_once(self, world: World) -> None:
+        """What recovery reads is what `history` says, whether records lie here, there or in both places."""
+        await world.store.commit([[created(1)], finished(2), [created(3), record(3, 2, Kind.STARTED)]])
+        store = await world.ready()
+        await store.commit([[record(1, 2, Kind.STARTED)], finished(4)])
+        found = await store.histories([run_id(number) for number in (4, 1, 2, 3, 99)])
+        assert sorted(found) == [run_id(number) for number in (1, 2, 3, 4)]
+        for each, records in found.items():
+            assert records == await store.history(each)
 
     async def test_records_come_back_exactly(self, world: World) -> None:
         """No byte, no empty value and no text changes on the way."""

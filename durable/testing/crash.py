@@ -82,6 +82,9 @@ class CrashingStore:
     async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
         return await self.inner.history(run_id, after, limit)
 
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        return await self.inner.histories(run_ids)
+
     async def query(self, wanted: RunFilter) -> list[Run]:
         return await self.inner.query(wanted)
 

@@ -122,7 +122,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
                 return
             try:
                 result = func(*args)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever gave the job
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -178,7 +178,7 @@ class SimulatedWorker:
         failure: Exception | None = None
         try:
             result = job()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever gave the job
             failure = error
         if self._jobs:
             self._loop.call_later(self._delay(), self._run)

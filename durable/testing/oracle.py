@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Call, Kind, Record
@@ -137,9 +138,16 @@ class Oracle:
         ends = sum(kind in ENDS for kind in kinds)
         if ends - open_again != run.ended:
             self.blame(f"run {run.run_id} has {ends} ends and {open_again} retries, and is {run.status}")
-        for record, following in zip(history, history[1:], strict=False):
+        for record, following in pairwise(history):
             if record.kind in ENDS and following.kind not in (Kind.RESUMED, Kind.DISCARDED):
                 self.blame(f"run {run.run_id} goes on with {following} after its end")
+        if any(record.kind is Kind.SUSPENDED and "NonDeterminism" in str(record.head) for record in history):
+            self.blame(
+                f"run {run.run_id} of {run.task} was parked, although its code is the same: {history[-1].head.get('message')}"
+            )
+        taken = Counter(record.head["signal"] for record in history if "signal" in record.head)
+        if any(count > 1 for count in taken.values()):
+            self.blame(f"run {run.run_id} took a signal twice: {taken}")
         calls = Counter((each.call, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt) for each in history
                         if each.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED))  # fmt: skip
         for call, count in calls.items():

@@ -118,6 +118,9 @@ class MemoryRepository:
         found = [decode_record(body, batch) for seq, (batch, body) in stored if seq > after]
         return found if limit is None else found[:limit]
 
+    async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
+        return {run_id: found for run_id in run_ids if (found := await self.events(run_id, 0, None))}
+
     async def health_check(self) -> None:
         await self._turn()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from durable.app import Durable
-from durable.config import Config, EngineSettings, FlushSettings, LogSettings
+from durable.config import Config, EngineSettings, FlushSettings, Limits, LogSettings
 from durable.core.records import ENDS, Call, Kind, Record
 from durable.core.run import Run, fold
 from durable.errors import DurableError, LogFencedError, StorageError
@@ -55,7 +55,7 @@ class Weather:
         capacity: bytes that the disk holds.
         away: virtual seconds at which the repository goes away, and comes back.
         lost_answer: virtual second after which one answer of the repository is lost.
-        clock_jump: seconds by which the wall clock is set at a quarter of `seconds`.
+        clock_jump: seconds by which the wall clock is set, a second after the start.
         seconds: virtual seconds after which the process is killed, if it did not end by itself.
     """
 
@@ -67,32 +67,39 @@ class Weather:
     away: tuple[float, float] | None = None
     lost_answer: float | None = None
     clock_jump: float = 0.0
-    seconds: float = 600.0
+    seconds: float = 20_000.0
 
     @classmethod
-    def random(cls, rng: random.Random) -> Weather:
-        """The weather of one life."""
-        weather = cls(kill=rng.random() < 0.3, seconds=rng.choice((3.0, 30.0, 300.0)))
-        if rng.random() < 0.55:
-            weather = replace(weather, crash_points=rng.randint(1, rng.choice((30, 120, 500))))
-        elif rng.random() < 0.85:
+    def rough(cls, rng: random.Random) -> Weather:
+        """The weather of a life that need not come to its end."""
+        weather = replace(cls.mild(rng), kill=rng.random() < 0.3, seconds=rng.choice((3.0, 30.0, 300.0)))
+        if rng.random() < 0.6:
+            weather = replace(weather, crash_points=rng.randint(1, rng.choice((30, 120, 400))))
+        elif rng.random() < 0.9:
             weather = replace(weather, crash_turns=rng.randint(1, rng.choice((60, 300, 1200))))
-        if rng.random() < 0.25:
-            kind = rng.choice(
-                ("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "rename", "create", "preallocate")
-            )
-            how: Any = rng.choice((errno.EIO, errno.EIO, errno.ENOSPC))
-            if kind == "pwrite":
-                how = rng.choice(("short", "eintr", how))
-            fault = Fault(kind, rng.randint(1, 40), how, for_ever=rng.random() < 0.2 and how != "eintr")
-            weather = replace(weather, faults=(fault,))
+        if rng.random() < 0.2:
+            kind = rng.choice(("fdatasync", "fdatasync", "pwrite", "fsync_dir", "rename", "create", "preallocate"))
+            how = rng.choice((errno.EIO, errno.EIO, errno.ENOSPC))
+            fault = Fault(kind, rng.randint(1, 40), how, for_ever=rng.random() < 0.2)
+            weather = replace(weather, faults=(*weather.faults, fault))
         if rng.random() < 0.05:
             weather = replace(weather, capacity=rng.randint(20_000, 60_000))
+        return weather
+
+    @classmethod
+    def mild(cls, rng: random.Random) -> Weather:
+        """Weather in which all must come to its end all the same."""
+        weather = cls()
         if rng.random() < 0.25:
-            start = rng.random() * 3
+            start = rng.choice((0.0, 3.0)) * rng.random()
             weather = replace(weather, away=(start, start + rng.random() * 5))
         if rng.random() < 0.15:
             weather = replace(weather, lost_answer=rng.random() * 2)
+        if rng.random() < 0.2:
+            how: Literal["short", "eintr"] = rng.choice(("short", "eintr"))
+            weather = replace(weather, faults=(Fault("pwrite", rng.randint(1, 30), how),))
+        if rng.random() < 0.1:
+            weather = replace(weather, clock_jump=rng.choice((-1.0, 1.0)) * rng.choice((2.0, 3600.0)) * rng.random())
         return weather
 
 
@@ -220,10 +227,11 @@ class Witness:
     def __init__(self, ctx: Context[Any]) -> None:
         self._life, self._run_id, self._attempt = current_life.get(), ctx.run_id, ctx.attempt
         self._position = 0
+        self._backing: Any = ctx._backing
 
     def __call__(self, value: T) -> T:
         """Note a value that must be the same in every life, and return it."""
-        if not self._life.over:
+        if not self._life.over and not self._backing.interrupted:  # a body that is being stopped records nothing more
             self._life.oracle.sight(self._run_id, self._attempt, self._position, value)
             self._position += 1
         return value
@@ -239,14 +247,14 @@ class Simulation:
         seed: decides everything.
         disk: the kind of disk; a planted defect may be in it.
         repository: what the log is flushed into.
-        store: the kind of store.
+        limits: how much runs at once.
     """
 
     def __init__(
         self, seed: int, *, config: Config = SMALL, disk: type[SimulatedDisk] = SimulatedDisk,
-        repository: MemoryRepository | None = None,
+        repository: MemoryRepository | None = None, limits: Limits = Limits(),
     ) -> None:  # fmt: skip
-        self.seed, self.config = seed, config
+        self.seed, self.config, self.limits = seed, config, limits
         self.rng = random.Random(seed)
         self.disk = disk(self.rng, self.rng.choice(("posix", "journal", "ext4")))
         self.repository = repository if repository is not None else MemoryRepository()
@@ -274,7 +282,9 @@ class Simulation:
                 files=disk, repository=self.repository, worker=SimulatedWorker,
             )  # fmt: skip
             store.oracle = self.oracle
-            app = Durable(store, config=self.config, test_mode=True, clock=loop.clock, entropy=loop.entropy)
+            app = Durable(
+                store, config=self.config, limits=self.limits, test_mode=True, clock=loop.clock, entropy=loop.entropy
+            )
             life = Life(app, self.oracle, random.Random(loop.rng.random()), number, last)
             loop.run_until_complete(_run(life, clients, weather, self.repository))
         except PowerLossError:
@@ -287,7 +297,7 @@ class Simulation:
         finally:
             self._bury(loop, life)
             sys.unraisablehook = hook
-        self._now += loop.time() + self.rng.choice((0.0, 0.5, 20.0)) * self.rng.random()
+        self._now = loop.clock.now() + self.rng.choice((0.0, 0.5, 20.0)) * self.rng.random()
         self.trace = self.trace * 31 + loop.trace & (2**64 - 1)
         self.oracle.verify()
         if last and ending != "closed":
@@ -317,6 +327,7 @@ async def _run(
     life: Life, clients: Callable[[Life], Coroutine[Any, Any, None]], weather: Weather, repository: MemoryRepository
 ) -> None:
     loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
 
     def end() -> None:
         raise PowerLossError
@@ -327,6 +338,9 @@ async def _run(
     def lose_answer() -> None:
         repository.fail_after = away("its answer was lost")
 
+    def jump() -> None:
+        loop.clock.started_at += weather.clock_jump
+
     def executed(run_id: str, call: Call) -> None:
         if not life.over:
             life.oracle.executed(run_id, call)
@@ -335,6 +349,7 @@ async def _run(
     life.app.engine.on_step = executed
     current_life.set(life)
     await life.app.open()
+    loop.call_later(1.0, jump)
     if weather.away is not None:
         loop.call_later(weather.away[0], set_away, away())
         loop.call_later(weather.away[1], set_away, None)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from durable import Durable, RunCancelledError, Status
 from tests.cli.conftest import Outcome, bodies
 
@@ -27,10 +29,8 @@ def test_cancel_ends_a_run_with_its_reason(durable: Cli, store: Path) -> None:
         async with Durable(store) as app:
             handle = await app.find("wait")
             assert handle is not None
-            try:
+            with pytest.raises(RunCancelledError, match="not needed"):
                 await handle
-            except RunCancelledError as error:
-                assert "not needed" in str(error)
 
     asyncio.run(later())
     assert bodies == ran

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from durable.cli.demo_pipeline import ranges
 
@@ -33,6 +36,25 @@ def test_the_demo_survives_its_kill(tmp_path: Path) -> None:
     assert "\x1b" not in out
     assert list((tmp_path / "temporary").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C ends the worker too, removes the folder, and shows no traceback."""
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "durable.cli.main", "demo"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        worker = next(int(line.split()[2]) for line in process.stdout if line.startswith("worker process"))
+        next(line for line in process.stdout if "transform" in line)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "")
+    assert list((tmp_path / "temporary").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_ranges_are_short() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from durable.cli.logs import _units, _verified
+from durable.log import DiskFiles, dump
 from tests.cli.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -36,7 +38,9 @@ def test_dump_has_every_record(durable: Cli) -> None:
     """All records of all runs are in the log, each run's numbered without a hole."""
     records = durable("log", "dump", "--json").lines
     for run in durable("runs", "--json").lines:
-        assert [record["seq"] for record in records if record["run_id"] == run["run_id"]] == list(range(1, run["last_seq"] + 1))
+        assert [record["seq"] for record in records if record["run_id"] == run["run_id"]] == list(
+            range(1, run["last_seq"] + 1)
+        )
 
 
 def test_damage_is_told_by_the_exit_code(durable: Cli, damaged: Path) -> None:
@@ -72,3 +76,26 @@ def test_a_folder_without_a_log_is_refused(durable: Cli, tmp_path: Path) -> None
         shown = durable("log", command, str(tmp_path))
         assert shown.code == 1
         assert "holds no log" in shown.err
+
+
+class Retiring(DiskFiles):
+    """A log whose writer removes a segment just before it is read, so many times."""
+
+    left = 0
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if name.endswith(".log") and self.left:
+            self.left -= 1
+            raise FileNotFoundError(name)
+        return super().read(name, offset, length)
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_segments_that_are_removed_meanwhile_are_no_damage(store: Path, times: int) -> None:
+    """Beside a process that flushes and retires, a look that finds a segment gone looks again, and shows nothing twice."""
+    files = Retiring(store / "log")
+    whole = list(dump(files))
+    files.left = times
+    assert _verified(files).ok
+    files.left = times
+    assert list(_units(files)) == whole

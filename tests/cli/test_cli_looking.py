@@ -71,7 +71,9 @@ def test_runs_are_filtered(durable: Cli) -> None:
     assert "the newest 1 of 4 runs" in limited
 
 
-@pytest.mark.parametrize("command", ["runs", "show RUN", "events RUN --steps", "log dump", "show RUN --json", "events RUN --json"])
+@pytest.mark.parametrize(
+    "command", ["runs", "show RUN", "events RUN --steps", "log dump", "show RUN --json", "events RUN --json"]
+)
 def test_no_control_character_reaches_the_terminal(durable: Cli, command: str) -> None:
     """A stored key, error, event or result cannot move the cursor, set a title or hide text."""
     for run in durable("runs", "--json").lines:
@@ -127,7 +129,9 @@ def test_a_run_is_found_by_id_prefix_and_key(durable: Cli) -> None:
     """The id, a beginning of it that no other run has, and the key name the same run."""
     run_id = durable("show", "good", "--json").json["run_id"]
     others = [run["run_id"] for run in durable("runs", "--json").lines if run["run_id"] != run_id]
-    unique = next(run_id[:size] for size in range(4, 32) if not any(other.startswith(run_id[:size]) for other in others))
+    unique = next(
+        run_id[:size] for size in range(4, 32) if not any(other.startswith(run_id[:size]) for other in others)
+    )
     assert durable("show", run_id, "--json").json["run_id"] == run_id
     assert durable("show", unique, "--json").json["run_id"] == run_id
     assert durable("show", f"evil{EVIL}", "--user", "mallory", "--json").json["user"] == "mallory"
@@ -168,7 +172,11 @@ def test_looking_changes_nothing(durable: Cli, store: Path) -> None:
 
 def test_looking_works_beside_a_process(durable: Cli, holder: subprocess.Popen[str]) -> None:
     """What another process has just written is seen while that one has the folder open."""
-    assert [event["data"] for event in durable("events", "slow", "--json").lines if event["name"] == "tick"] == [0, 1, 2]
+    assert [event["data"] for event in durable("events", "slow", "--json").lines if event["name"] == "tick"] == [
+        0,
+        1,
+        2,
+    ]
     assert durable("show", "slow", "--json").json["status"] == "running"
     assert len(durable("runs", "--json").lines) == 5
     assert durable("log", "verify").code == 0

@@ -35,7 +35,9 @@ def test_wrong_use_is_exit_code_2(durable: Cli, arguments: tuple[str, ...]) -> N
     assert "usage: durable" in shown.err
 
 
-@pytest.mark.parametrize("command", ["", "runs", "show", "events", "cancel", "retry", "stop", "resume", "log", "log verify", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "runs", "show", "events", "cancel", "retry", "stop", "resume", "log", "log verify", "demo"]
+)
 def test_every_command_has_help(durable: Cli, command: str) -> None:
     """--help is on stdout with exit code 0."""
     shown = durable(*command.split(), "--help")

@@ -169,7 +169,8 @@ class Story:
             record.call for record in self.records if record.kind in CALLS or record.kind is Kind.EVENT
         )
         made = [memo.number(name, ident) for name, ident, _ in calls]
-        while due := memo.next_batch(made):
+        given_up = {record.call for record in self.records if record.kind is Kind.STEP_CANCELLED}
+        while due := memo.next_batch([call for call in made if call not in given_up]):
             yield "handed back: " + ", ".join(f"{call_text(record.call)} {record.kind.name}" for record in due)
         for call in made:
             if (marker := memo.marker(call)) is not None:

@@ -27,7 +27,7 @@ async def combine(values: list[int]) -> Total:
     return Total(tuple(values), "sum")
 
 
-@task
+@task(name="everywhere_sequential")
 async def sequential(count: int) -> Total:
     return await combine([await square(number) for number in range(count)])
 
@@ -39,7 +39,7 @@ async def test_sequential_steps_survive_every_crash() -> None:
     assert report.crashes == 2 * report.commits >= 12
 
 
-@task
+@task(name="everywhere_gathering")
 async def gathering(count: int) -> list[int]:
     return await asyncio.gather(*[square(number) for number in range(count)])
 
@@ -49,7 +49,7 @@ async def test_gathered_steps_survive_every_crash() -> None:
     assert (await crash_everywhere(gathering, 5)).result == [0, 1, 4, 9, 16]
 
 
-@task
+@task(name="everywhere_completing")
 async def completing(count: int) -> list[int]:
     order = []
     for future in asyncio.as_completed([square(number) for number in range(count)]):
@@ -63,12 +63,12 @@ async def test_as_completed_survives_every_crash() -> None:
     assert (await crash_everywhere(completing, 5)).result == [0, 1, 4, 9, 16]
 
 
-@task
+@task(name="everywhere_inner")
 async def inner(number: int) -> int:
     return await square(number) + 1
 
 
-@task
+@task(name="everywhere_outer")
 async def outer(count: int) -> list[int]:
     first = await inner(10)
     return [first, *await asyncio.gather(*[inner(number) for number in range(count)])]
@@ -79,7 +79,7 @@ async def test_child_runs_survive_every_crash() -> None:
     assert (await crash_everywhere(outer, 3)).result == [101, 1, 2, 5]
 
 
-@task
+@task(name="everywhere_counting")
 async def counting(ctx: Context, limit: int) -> int:
     done = len([event for event in ctx.previous_events if event.name == "tick"])
     for number in range(done + 1, limit + 1):
@@ -101,7 +101,7 @@ async def shaky(ctx: Context, number: int) -> str:
     return ctx.step_key()
 
 
-@task(retry=Retry(3, delay=0.0))
+@task(name="everywhere_retried", retry=Retry(3, delay=0.0))
 async def retried(ctx: Context, number: int) -> tuple[int, int]:
     value = await square(number)
     await shaky(number)
@@ -115,7 +115,7 @@ async def test_task_retries_survive_every_crash() -> None:
     assert (await crash_everywhere(retried, 7)).result == (49, 3)
 
 
-@task
+@task(name="everywhere_worldly")
 async def worldly(ctx: Context) -> list[str]:
     stamps = [durable.now().isoformat(), str(durable.uuid4()), str(durable.random())]
     await square(1)
@@ -131,7 +131,7 @@ async def test_recorded_time_and_randomness_survive_every_crash() -> None:
     assert (await crash_everywhere(worldly)).result == ["ok"]
 
 
-@task
+@task(name="everywhere_racing")
 async def racing() -> str:
     calls = [asyncio.create_task(square(number)) for number in range(3)]
     done, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -153,7 +153,7 @@ async def failing(number: int) -> int:
     raise KeyError(number)
 
 
-@task
+@task(name="everywhere_catching")
 async def catching() -> str:
     try:
         await failing(3)
@@ -168,7 +168,7 @@ async def test_caught_failures_survive_every_crash() -> None:
     assert (await crash_everywhere(catching)).result == "caught 3"
 
 
-@task
+@task(name="everywhere_grouped")
 async def grouped() -> list[int]:
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(square(number)) for number in range(4)]
@@ -182,7 +182,7 @@ async def test_task_groups_timeouts_and_map_survive_every_crash() -> None:
     assert (await crash_everywhere(grouped)).result == [number * number for number in range(10)]
 
 
-@task
+@task(name="everywhere_receiver")
 async def receiver(ctx: Context) -> list[object]:
     return [await ctx.wait_for("go"), await ctx.wait_for("go")]
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -44,7 +44,7 @@ class Page:
 
 @step
 async def fetch(url: str) -> Page:
-    return Page(url, (url + "/a", url + "/b"), datetime(2026, 1, 2, tzinfo=timezone.utc))
+    return Page(url, (url + "/a", url + "/b"), datetime(2026, 1, 2, tzinfo=UTC))
 
 
 @task
@@ -60,7 +60,7 @@ async def test_a_run_returns_what_its_body_returned(make_app: MakeApp) -> None:
     """Value and type come back, also through a handle found later, and after the store was opened again."""
     async with make_app() as app:
         handle = await app.start(crawl, "x")
-        expected = Page("x", ("x/a", "x/b"), datetime(2026, 1, 2, tzinfo=timezone.utc))
+        expected = Page("x", ("x/a", "x/b"), datetime(2026, 1, 2, tzinfo=UTC))
         assert await handle.wait() == expected
         assert await handle == expected
         assert await (await app.get(handle.run_id)).wait() == expected
@@ -190,7 +190,7 @@ async def test_timeouts_bound_steps_and_attempts(make_app: MakeApp) -> None:
     async with make_app() as app:
         assert await (await app.start(times_out_in_step)) == StepTimeoutError.__name__
         handle = await app.start(times_out)
-        with pytest.raises(RunTimedOutError, match="timeout of 0.03"):
+        with pytest.raises(RunTimedOutError, match=r"timeout of 0\.03"):
             await handle
         assert await handle.status() is Status.TIMED_OUT
 
@@ -323,7 +323,7 @@ async def test_retry_goes_on_from_the_step_that_failed(make_app: MakeApp) -> Non
 async def generates(ctx: Context, count: int) -> AsyncIterator[Any]:
     for number in range(count):
         yield {"n": number}
-    yield Page("u", (), datetime(2026, 1, 1, tzinfo=timezone.utc))
+    yield Page("u", (), datetime(2026, 1, 1, tzinfo=UTC))
     yield ("named", 5)
     yield Result(count)
 

@@ -23,7 +23,9 @@ def command(name: str, *arguments: str) -> list[str]:
 
 def run(folder: Path, name: str, *arguments: str) -> str:
     """Run an example to its end and return what it printed."""
-    ended = subprocess.run(command(name, *arguments), cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command(name, *arguments), cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     return ended.stdout
@@ -55,7 +57,9 @@ def numbers(lines: list[str]) -> Iterator[int]:
 def test_every_example_is_run() -> None:
     """An example that no test runs would rot."""
     source = Path(__file__).read_text("utf-8")
-    assert {path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' in source} == {path.stem for path in EXAMPLES.glob("*.py")}
+    assert {path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' in source} == {
+        path.stem for path in EXAMPLES.glob("*.py")
+    }
 
 
 def test_quickstart_runs_its_steps_once(tmp_path: Path) -> None:
@@ -96,7 +100,9 @@ def effect_of(recorded: dict[str, Any]) -> str:
 def test_pipeline_runs_no_finished_step_again(tmp_path: Path, after: int) -> None:
     """Counted outside the engine: what the log held at the kill has one effect, and the result is complete."""
     killed(tmp_path, "pipeline", after=after)
-    shown = subprocess.check_output([sys.executable, "-m", "durable.cli.main", "runs", "--json"], cwd=tmp_path, text=True)
+    shown = subprocess.check_output(
+        [sys.executable, "-m", "durable.cli.main", "runs", "--json"], cwd=tmp_path, text=True
+    )
     run_id = json.loads(shown)["run_id"]
     recorded = [effect_of(event["data"]) for event in events(tmp_path, run_id) if event["name"] == "step:completed"]
     assert run(tmp_path, "pipeline").splitlines()[-1] == "the rows are in lines.csv"
@@ -105,6 +111,9 @@ def test_pipeline_runs_no_finished_step_again(tmp_path: Path, after: int) -> Non
     assert [effects[effect] for effect in recorded] == [1] * len(recorded)
     # A step that had its effect and was killed before it was recorded runs again: with two at once, two at most.
     assert sum(effects.values()) <= 7 + 2
+    story = subprocess.check_output([sys.executable, "-m", "durable.cli.main", "show", run_id], cwd=tmp_path, text=True)
+    steps = f"{len(recorded)} finished step{'s' if len(recorded) != 1 else ''}"
+    assert f"the process was lost; recovered in a new one: {steps} came from the log, none of them ran again" in story
     assert len((tmp_path / "lines.csv").read_text().splitlines()) == 5
     assert sum(event["name"] == "step:completed" for event in events(tmp_path, run_id)) == 7
 
@@ -116,7 +125,9 @@ def test_api_client_pays_once(tmp_path: Path) -> None:
     assert sum(line.startswith("try ") for line in out) == 2
 
 
-@pytest.mark.parametrize(("answer", "end"), [("yes", "paid out, approved by Ada"), ("no", "given back, refused by Ada")])
+@pytest.mark.parametrize(
+    ("answer", "end"), [("yes", "paid out, approved by Ada"), ("no", "given back, refused by Ada")]
+)
 def test_approval_waits_over_a_restart(tmp_path: Path, answer: str, end: str) -> None:
     """The decision comes from another process than the request, and what was reserved before is not reserved again."""
     assert run(tmp_path, "approval", "request", "expense-7", "250") == "reserving 250\nexpense-7 is waiting\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from durable.tasks.decorators import Task
 from durable.testing.oracle import SimulationError
 from durable.testing.simulate import Life, Simulation
 from tests.simulation import engine_programs as programs
+from tests.simulation.engine_fuzz import fuzzed
 
 Act = Callable[["Client", Life, str], Coroutine[Any, Any, None]]
 #: Answers that ask a client to come again later.
@@ -67,23 +69,23 @@ class Client:
             self.starts += 1
             self.run_ids.add(await life.start(task, *self.args))
         run_id = max(self.run_ids)
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(_quietly(life.watch(run_id))) if self.rng.random() < 0.4 else None
-            acting = group.create_task(_quietly(self.program.act(self, life, run_id))) if self.program.act else None
-            try:
-                if acting is not None and self.program.act_first:
-                    await acting
+        watching = asyncio.create_task(_quietly(life.watch(run_id))) if self.rng.random() < 0.4 else None
+        acting = asyncio.create_task(_quietly(self.program.act(self, life, run_id))) if self.program.act else None
+        try:
+            if acting is not None and self.program.act_first:
+                await acting
+            run = await life.wait(run_id)
+            while self.program.revive and run.dead:
+                with suppress(TransitionError):
+                    await life.retry(run_id)
                 run = await life.wait(run_id)
-                while run.status not in self.program.ends and self.program.revive and run.dead:
-                    await _quietly(life.retry(run_id))
-                    run = await life.wait(run_id)
-                self.ended = run
-                if watching is not None and life.last:
-                    await watching
-            finally:
-                for task_of_mine in (watching, acting):
-                    if task_of_mine is not None:
-                        task_of_mine.cancel()
+            self.ended = run
+            if watching is not None and life.last:
+                await watching
+        finally:
+            for mine in (watching, acting):
+                if mine is not None:
+                    mine.cancel()
 
     def judge(self, sim: Simulation) -> None:
         """Compare what came out with a run that nobody disturbed."""
@@ -95,7 +97,9 @@ class Client:
         if run.status is Status.COMPLETED:
             expected = undisturbed(self.program, self.args)
             if run.result != expected:
-                raise SimulationError(f"run {run.run_id} of {self.program.name} gave {run.result!r}, undisturbed {expected!r}")
+                raise SimulationError(
+                    f"run {run.run_id} of {self.program.name} gave {run.result!r}, undisturbed {expected!r}"
+                )
         if self.key is not None and len(self.run_ids) != 1:
             raise SimulationError(f"the key {self.key!r} has {len(self.run_ids)} runs")
 
@@ -119,6 +123,14 @@ async def send_signals(client: Client, life: Life, run_id: str) -> None:
             await asyncio.sleep(client.rng.random() * client.rng.choice((0.0, 0.5)))
             await life.send(run_id, name, value)
             client.told.add(name)
+
+
+async def send_any(client: Client, life: Life, run_id: str) -> None:
+    while len(client.told) < 6:
+        await asyncio.sleep(client.rng.random() * client.rng.choice((0.0, 0.5)))
+        number = len(client.told)
+        await life.send(run_id, f"signal {number % 3}", [number, client.rng.random()])
+        client.told.add(str(number))
 
 
 async def cancel_soon(client: Client, life: Life, run_id: str) -> None:
@@ -166,6 +178,10 @@ def _up_to(most: int) -> Callable[[random.Random], tuple[Any, ...]]:
     return lambda rng: (rng.randint(1, most),)
 
 
+def _any_seed(rng: random.Random) -> tuple[Any, ...]:
+    return (rng.randrange(1 << 40),)
+
+
 EITHER = frozenset({Status.COMPLETED, Status.CANCELLED})
 PROGRAMS = [
     Program(programs.sequential, _up_to(6)),
@@ -193,7 +209,15 @@ PROGRAMS = [
     Program(programs.endless, _up_to(9), act=cancel_soon, ends=frozenset({Status.CANCELLED}), keyed=True),
     Program(programs.racing, _up_to(4), act=stop_and_resume, keyed=True, act_first=True),
     Program(programs.queued, _up_to(3), act=stop_and_resume, keyed=True, act_first=True),
+    Program(programs.handled, _up_to(5)),
+    Program(programs.returning, _up_to(3), keyed=True),
+    Program(programs.late, _up_to(5), ends=frozenset({Status.TIMED_OUT})),
+    Program(programs.delayed, _up_to(5)),
     Program(programs.child, _up_to(9), keyed=True),
+    *[Program(fuzzed, _any_seed)] * 6,
+    *[Program(fuzzed, _any_seed, act=send_any, keyed=True)] * 4,
+    Program(fuzzed, _any_seed, act=stop_and_resume, keyed=True, act_first=True),
+    Program(fuzzed, _any_seed, act=cancel_soon, ends=EITHER, keyed=True),
     Program(programs.plain, _up_to(9), keyed=True),
 ]
 
@@ -202,6 +226,8 @@ _results: dict[tuple[str, tuple[Any, ...]], bytes | None] = {}
 
 def undisturbed(program: Program, args: tuple[Any, ...]) -> bytes | None:
     """The result that the program has when nothing happens."""
+    if program.task is fuzzed:
+        return b'"done"'
     known = _results.get((program.name, args))
     if known is None:
         signals = send_signals if program.task is programs.receiving else None

@@ -58,7 +58,7 @@ def triple(number: int) -> Token:
 
 @step
 async def slow(number: int) -> Token:
-    await asyncio.sleep(20)
+    await asyncio.sleep(5000)
     return Token(number, next(_numbers))
 
 
@@ -336,7 +336,38 @@ async def manual(ctx: Context, limit: int) -> int:
 
 
 async def _recover(ctx: Context, limit: int) -> Any:
-    return RERUN if len(ctx.previous_events) < limit else "recovered"
+    return RERUN if len(ctx.previous_events) < limit else limit
+
+
+@task(recovery=_recover)
+async def handled(ctx: Context, limit: int) -> int:
+    done = len(ctx.previous_events)
+    for number in range(done, limit):
+        await square(number)
+        await ctx.emit("tick", number)
+        current_life.get().emitted(ctx.run_id, "tick", number)
+    return limit
+
+
+@task(auto_recover=False)
+async def returning(ctx: Context, count: int) -> int:
+    saw = Witness(ctx)
+    for number in range(count):
+        saw(await square(number))
+        await durable.sleep(0.3)
+    return count
+
+
+@task(timeout=3.0, retry=Retry(2, delay=0.0))
+async def late(ctx: Context, number: int) -> None:
+    saw = Witness(ctx)
+    saw(await square(number))
+    saw(await slow(number))
+
+
+@task(delay=0.7, priority=3)
+async def delayed(ctx: Context, number: int) -> int:
+    return Witness(ctx)(await square(number)).value
 
 
 @task(retry=Retry(2, delay=0.0))

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from durable.config import Limits
 from durable.core.status import Status
-from durable.errors import ShuttingDownError, StorageError
+from durable.errors import RepositoryUnavailableError
 from durable.testing.disk import SimulatedDisk
 from durable.testing.oracle import SimulationError
 from durable.testing.repository import MemoryRepository
@@ -61,23 +62,30 @@ def run_seed(
 ) -> Simulation:
     """All lives of one seed."""
     rng = random.Random(seed)
-    sim = Simulation(seed, disk=disk, repository=repository)
+    limits = Limits(max_running=rng.choice((1, 2, 1000, 1000)))
+    sim = Simulation(seed, disk=disk, repository=repository, limits=limits)
     clients = make_clients(rng, seed)
 
     async def act(life: Life) -> None:
         patience = None if life.last or rng.random() < 0.7 else rng.random() * 3
-        with_patience = asyncio.gather(*(client(life) for client in clients if client.ended is None or rng.random() < 0.5))
+        with_patience = asyncio.gather(
+            *(client(life) for client in clients if client.ended is None or rng.random() < 0.5)
+        )
         try:
             async with asyncio.timeout(patience):
                 await with_patience
         except TimeoutError:
             return  # they hang up, and the process is asked to end
-        if life.last:
-            await _settle(life)
+        while life.last:
+            try:
+                await _settle(life)
+                return
+            except RepositoryUnavailableError:
+                await asyncio.sleep(0.5)
 
     for _ in range(rng.randint(2, 4)):
-        sim.live(act, Weather.random(rng))
-    sim.live(act, last=True)
+        sim.live(act, Weather.rough(rng))
+    sim.live(act, Weather.mild(rng), last=True)
     for client in clients:
         client.judge(sim)
     sim.live(_look, last=True)

@@ -20,7 +20,9 @@ import pytest
 
 from durable.config import LogSettings
 from durable.errors import LogCorruptError, LogFencedError, StorageError, StorageFullError
-from durable.log import Log, log as log_module, writer as writer_module
+from durable.log import Log
+from durable.log import log as log_module
+from durable.log import writer as writer_module
 from durable.log.files import LogFile, write_all
 from durable.log.recovery import mend
 from durable.testing.disk import Fault, PowerLossError, SimulatedDisk

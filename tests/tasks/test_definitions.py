@@ -17,9 +17,9 @@ from durable import (
     ConfigError,
     Context,
     DefinitionError,
-    Durable,
     DuplicateStepError,
     DuplicateTaskError,
+    Durable,
     NonRetryableError,
     Retry,
     RunFailedError,
@@ -362,7 +362,9 @@ def test_a_wrong_option_of_a_start_names_its_key(key: str, value: Any) -> None:
     assert caught.value.key == key
 
 
-@pytest.mark.parametrize(("key", "value"), [("timeout", 0), ("codec", "yaml"), ("isolate", "thread"), ("isolate", True)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("timeout", 0), ("codec", "yaml"), ("isolate", "thread"), ("isolate", True)]
+)
 def test_a_wrong_setting_of_a_step_names_its_key(key: str, value: Any) -> None:
     """As for tasks."""
     with pytest.raises(ConfigError) as caught:
@@ -404,7 +406,9 @@ def test_durations_are_seconds_or_timedeltas() -> None:
     assert (definition.timeout, definition.delay) == (60.0, 2.0)
     assert step(timeout=timedelta(seconds=5))(double).definition.timeout == 5.0
     assert Retry(2, delay=timedelta(seconds=3), max_delay=timedelta(minutes=1)) == Retry(2, delay=3, max_delay=60)
-    options = task(name="timed too")(double).options(timeout=timedelta(seconds=1), delay=timedelta(seconds=2)).start_options
+    options = (
+        task(name="timed too")(double).options(timeout=timedelta(seconds=1), delay=timedelta(seconds=2)).start_options
+    )
     assert (options.timeout, options.delay) == (1.0, 2.0)
 
 

@@ -110,7 +110,7 @@ REVIVED: list[BaseException] = [
     raised(lambda: b"\xff".decode()),
     raised(lambda: "\ud800".encode()),
     raised(lambda: int.nothing),  # type: ignore[attr-defined]
-    raised(lambda: nothing),  # type: ignore[name-defined] # noqa: F821
+    raised(lambda: nothing),  # type: ignore[name-defined]
     raised(lambda: __import__("nothing_of_that_name")),
     raised(lambda: compile("a b", "<text>", "exec")),
     raised(lambda: 1 / 0),

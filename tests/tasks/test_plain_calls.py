@@ -61,23 +61,23 @@ async def quadruple(n: int) -> int:
     return await double(await double(n))
 
 
-@task
+@task(name="calls.child")
 async def child(n: int) -> int:
     return n + 1
 
 
-@task
+@task(name="calls.parent")
 async def parent(ctx: Context, n: int, *, more: int = 0) -> tuple[int, int]:
     return await double(n) + more, ctx.attempt
 
 
-@task
+@task(name="calls.plain")
 def plain(ctx: Context[Tick], word: str) -> str:
     ctx.emit_nowait(Tick(1))
     return f"{word} {ctx.task_name} {threading.current_thread() is threading.main_thread()}"
 
 
-@task
+@task(name="calls.counting")
 async def counting(ctx: Context, n: int) -> AsyncIterator[int | Result[str]]:
     try:
         for i in range(n):
@@ -88,7 +88,7 @@ async def counting(ctx: Context, n: int) -> AsyncIterator[int | Result[str]]:
         closed.append("counting")
 
 
-@task
+@task(name="calls.endless")
 async def endless(n: int) -> AsyncIterator[int]:
     yield n
 
@@ -111,7 +111,7 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
     assert word == "x"
     assert thread != threading.main_thread().name
     assert seen == "set by the caller"
-    assert await plain("hello") == "hello plain False"
+    assert await plain("hello") == "hello calls.plain False"
 
 
 async def test_a_call_is_a_coroutine_that_starts_when_it_is_awaited() -> None:
@@ -220,9 +220,11 @@ async def test_map_keeps_order_and_bounds_concurrency() -> None:
         nonlocal most
         running.append(n)
         most = max(most, len(running))
-        for _ in range(3 - n % 3):
-            await asyncio.sleep(0)
-        running.remove(n)
+        try:
+            for _ in range(3 - n % 3):
+                await asyncio.sleep(0)
+        finally:
+            running.remove(n)
         if n == 99:
             raise KeyError(n)
         return n * 10
@@ -259,7 +261,7 @@ async def test_start_with_several_open_applications_is_an_error() -> None:
     """`app.start` says which one; once one is left, it is meant."""
     async with Durable(MemoryStore()) as one:
         async with Durable(MemoryStore()) as other:
-            with pytest.raises(AmbiguousAppError, match="app.start"):
+            with pytest.raises(AmbiguousAppError, match=r"app\.start"):
                 await child.start(1)
             assert await (await other.start(child, 1)) == 2
         handle = await child.start(5)
@@ -275,7 +277,7 @@ async def test_in_a_run_the_application_is_the_one_of_the_run() -> None:
 
     async with Durable(MemoryStore()), Durable(MemoryStore()) as own:
         run_id = await (await own.start(starts_another))
-        assert (await (await own.get(run_id)).info()).task_name == "child"
+        assert (await (await own.get(run_id)).info()).task_name == "calls.child"
 
 
 async def test_only_tasks_can_be_started(app: Durable) -> None:
@@ -308,7 +310,7 @@ async def starts_on_the_application(ctx: Context, key: str | None) -> str:
 apps: list[Durable] = []
 
 
-@task
+@task(name="calls.runs_step")
 async def runs_step(which: str, key: str | None = None) -> Any:
     match which:
         case "quadruple":
@@ -350,7 +352,7 @@ async def test_a_start_inside_a_step_needs_a_key(app: Durable, which: str) -> No
     assert found.run_id == run_id
 
 
-@task
+@task(name="calls.starts_on_its_application")
 async def starts_on_its_application(n: int) -> str:
     handle = await apps[0].start(child, n)
     return handle.run_id
@@ -365,7 +367,7 @@ async def test_app_start_in_a_body_is_part_of_the_run(app: Durable) -> None:
     assert [each.run_id for each in await handle.children()] == [started.run_id]
 
 
-@task
+@task(name="calls.thread_calls_a_step")
 def thread_calls_a_step() -> None:
     call = double(1)
     call.close()
@@ -392,15 +394,21 @@ def whose_thread() -> str | None:
     return None if identity is None else identity.user
 
 
-@task
+@task(name="calls.whose_child")
 async def whose_child() -> str | None:
     return await whose_step()
 
 
-@task
+@task(name="calls.whose")
 async def whose(ctx: Context) -> list[str | None]:
     identity = current_user()
-    return [ctx.user, None if identity is None else identity.user, await whose_step(), await whose_thread(), await whose_child()]
+    return [
+        ctx.user,
+        None if identity is None else identity.user,
+        await whose_step(),
+        await whose_thread(),
+        await whose_child(),
+    ]
 
 
 async def test_run_as_reaches_bodies_steps_threads_and_children(app: Durable) -> None:
@@ -460,7 +468,8 @@ async def test_a_body_that_ended_starts_nothing_more(app: Durable) -> None:
 
         left.append(asyncio.create_task(work()))
 
-    await (await app.start(leaves_work))
+    handle = await app.start(leaves_work)
+    await handle
     ended.set()
     await left[0]
-    assert "completed" in str(late[0])
+    assert handle.run_id in str(late[0])

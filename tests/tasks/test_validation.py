@@ -204,7 +204,7 @@ ACCEPTED: list[tuple[object, object]] = [
     (P.args, ()),  # type: ignore[attr-defined]
     (Box[int], Box()),
     (Whole, 3),
-    (TypeAliasType("Unresolved", "list[Unresolved]"), [[]]),  # noqa: F821
+    (TypeAliasType("Unresolved", "list[Unresolved]"), [[]]),
     (typing.LiteralString, "x"),
     (typing.Self, object()),
     ([], object()),

@@ -114,7 +114,9 @@ async def check(url: str) -> bool:
     name="everything",
     version="1.2",
     timeout=timedelta(minutes=1),
-    retry=Retry(5, delay=0.1, factor=2, max_delay=timedelta(seconds=5), jitter=0.1, unless=(NonRetryableError, KeyError)),
+    retry=Retry(
+        5, delay=0.1, factor=2, max_delay=timedelta(seconds=5), jitter=0.1, unless=(NonRetryableError, KeyError)
+    ),
     delay=timedelta(0),
     key=key_of,
     priority=5,

@@ -53,7 +53,9 @@ async def waiter(ctx: Context) -> str:
 
 async def opened(directory: str) -> None:
     """Ways to open."""
-    app = Durable(directory, limits=Limits(max_running=10, slot_timeout=5.0), config=Config(log=LogSettings(segment_bytes=4096)))
+    app = Durable(
+        directory, limits=Limits(max_running=10, slot_timeout=5.0), config=Config(log=LogSettings(segment_bytes=4096))
+    )
     assert_type(await app.open(), Durable)
     await app.close()
     async with Durable(MemoryStore(), config=Config(engine=EngineSettings(max_recoveries=3)), test_mode=True) as other:
@@ -72,7 +74,9 @@ async def starts(app: Durable) -> None:
     assert_type((await handle).links, int)
     started = await crawl.start(url="https://example.org")
     assert_type(started, Handle[Report])
-    optioned = crawl.options(key="k", user="ann", timeout=3, retry=2, delay=timedelta(0), priority=1).options(retry=Retry(3))
+    optioned = crawl.options(key="k", user="ann", timeout=3, retry=2, delay=timedelta(0), priority=1).options(
+        retry=Retry(3)
+    )
     assert_type(await optioned.start("https://example.org", depth=3), Handle[Report])
     assert_type(await app.start(optioned, "https://example.org", depth=3), Handle[Report])
     assert_type(crawl.name, str)
