@@ -6,14 +6,38 @@ Law: a run comes into being in the same commit as its parent's record of it: onc
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from durable.core.records import Call, Kind, Record
 from durable.core.status import Status
 from durable.engine.attempt import Attempt
-from durable.errors import DurableError, RunError
+from durable.errors import DurableError, LogFencedError, RunError, StorageError
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.handle import raise_end
+
+
+#: Wait between tries while the store cannot say whether a key is taken, seconds.
+RETRY_SECONDS = 0.5
+
+
+async def _start(
+    attempt: Attempt, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
+    *, attached: bool, note: Callable[[str, str | None], None],
+) -> str:  # fmt: skip
+    """Start a run; a store that cannot do it now, but may later, is waited for: it is no failure of the body."""
+    while True:
+        try:
+            run_id, _ = await attempt.services.families.start_child(
+                attempt.entry, task, options, arguments, attached=attached, note=note
+            )
+        except StorageError as error:
+            if not error.retryable:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return run_id
 
 
 async def run_child(
@@ -27,10 +51,12 @@ async def run_child(
         child_id = str(marker.head["child"])
     else:
         try:
-            child_id, _ = await families.start_child(
-                attempt.entry, task, options, arguments, attached=True,
+            child_id = await _start(
+                attempt, task, options, arguments, attached=True,
                 note=lambda run_id, _: attempt.note(Kind.CHILD_STARTED, call, None, {"child": run_id}),
             )  # fmt: skip
+        except LogFencedError:
+            raise
         except DurableError as error:
             return await attempt.settle_failure(call, error)
     try:
@@ -38,7 +64,8 @@ async def run_child(
     except asyncio.CancelledError:
         if not attempt.interrupted and attempt.entry.run.status is Status.RUNNING:
             attempt.note_cancelled(call)
-            await families.cancel_run(child_id, "the parent no longer waits for it")
+            with suppress(DurableError):  # a child that is not told now is when its parent ends
+                await families.cancel_run(child_id, "the parent no longer waits for it")
         raise
     if child.status is Status.COMPLETED:
         return await attempt.settle(call, Kind.STEP_COMPLETED, child.result, {"child": child_id})
@@ -60,7 +87,9 @@ async def spawn(
         attempt.note(Kind.STEP_COMPLETED, call, encode([run_id, key]), {"child": run_id})
 
     try:
-        await attempt.services.families.start_child(attempt.entry, task, options, arguments, attached=False, note=note)
+        await _start(attempt, task, options, arguments, attached=False, note=note)
+    except LogFencedError:
+        raise
     except DurableError as error:
         return await attempt.settle_failure(call, error)
     return await future

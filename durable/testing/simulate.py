@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import random
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,7 +20,8 @@ from durable.app import Durable
 from durable.config import Config, EngineSettings, FlushSettings, Limits, LogSettings
 from durable.core.records import ENDS, Call, Kind, Record
 from durable.core.run import Run, fold
-from durable.errors import DurableError, LogFencedError, StorageError
+from durable.core.status import Status
+from durable.errors import DurableError, LogCorruptError, LogFencedError, StorageError, StoreMismatchError
 from durable.store.base import Unit
 from durable.store.local import LocalStore
 from durable.tasks.context import Context
@@ -231,7 +231,8 @@ class Witness:
 
     def __call__(self, value: T) -> T:
         """Note a value that must be the same in every life, and return it."""
-        if not self._life.over and not self._backing.interrupted:  # a body that is being stopped records nothing more
+        stopped = self._backing.interrupted or self._backing.entry.run.status is not Status.RUNNING
+        if not self._life.over and not stopped:  # what a body sees that is being stopped, it can tell nobody
             self._life.oracle.sight(self._run_id, self._attempt, self._position, value)
             self._position += 1
         return value
@@ -290,9 +291,10 @@ class Simulation:
         except PowerLossError:
             ending = "crashed"
             self.crashes += 1
-        except StorageError:
-            if not weather.faults and weather.capacity is None:
-                raise
+        except StorageError as error:
+            blamed = isinstance(error, LogCorruptError | StoreMismatchError)
+            if last or blamed or (not weather.faults and weather.capacity is None):
+                raise  # no fault of the machine excuses this
             ending = "failed"
         finally:
             self._bury(loop, life)
@@ -315,8 +317,6 @@ class Simulation:
             leave_host(life.app.engine)
         loop.abandon()
         self.repository.away = self.repository.fail_after = None
-        if self.lives % 16 == 0:
-            gc.collect()  # what is left of dead lives, while nobody listens to it
 
     def _open_runs(self) -> str:
         folded = [fold(records) for records in self.oracle.known.values()]

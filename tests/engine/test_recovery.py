@@ -186,7 +186,7 @@ async def look_outside(ctx: Context, answer: str) -> Any:
     return answer if answer != "rerun" else RERUN
 
 
-@task(recovery=look_outside)
+@task(name="recovery_handled", recovery=look_outside)
 async def handled(ctx: Context, answer: str) -> str:
     await ctx.emit("began", answer)
     await effect("step")

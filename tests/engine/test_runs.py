@@ -83,7 +83,7 @@ async def test_events_are_numbered_and_end_with_the_run(make_app: MakeApp) -> No
         assert [event.seq async for event in handle.events(after=3)] == [4]
 
 
-@task
+@task(name="runs_failing")
 async def failing() -> None:
     raise LookupError("nothing here")
 
@@ -125,7 +125,7 @@ async def test_a_task_is_tried_again(make_app: MakeApp) -> None:
         assert await names(handle) == ["created", "started", "retrying", "started", "retrying", "started", "completed"]
 
 
-@task(retry=5)
+@task(name="runs_hopeless", retry=5)
 async def hopeless() -> None:
     attempts.append((0, None))
     raise NonRetryableError("no use")
@@ -509,7 +509,7 @@ async def test_events_are_seen_live_and_later(make_app: MakeApp) -> None:
         assert any(isinstance(event, Event) and event.name == "ghost" for event in live)
 
 
-@task
+@task(name="runs_nested")
 async def nested(depth: int) -> int:
     return 0 if depth == 0 else 1 + await nested(depth - 1)
 

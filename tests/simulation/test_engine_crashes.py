@@ -7,6 +7,7 @@ Each seed lives two to four lives in bad weather, with clients that come and go,
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -34,11 +35,14 @@ _LOGGERS = ("asyncio", "durable.log", "durable.engine", "durable.flush")
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Torn tails, fenced logs and abandoned tasks are the daily bread here."""
+    """Torn tails, fenced logs and the remains of abandoned tasks are the daily bread here."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     for logger in loggers:
         logger.disabled = True
     yield
+    gc.collect()
+    sys.unraisablehook = hook
     for logger in loggers:
         logger.disabled = False
 

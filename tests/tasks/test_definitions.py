@@ -402,7 +402,9 @@ def test_a_number_of_attempts_is_short_for_a_retry() -> None:
 
 def test_durations_are_seconds_or_timedeltas() -> None:
     """Both mean the same everywhere."""
-    definition = task(name="timed", timeout=timedelta(minutes=1), delay=timedelta(seconds=2))(double).definition
+    definition = task(name="timed for a minute", timeout=timedelta(minutes=1), delay=timedelta(seconds=2))(
+        double
+    ).definition
     assert (definition.timeout, definition.delay) == (60.0, 2.0)
     assert step(timeout=timedelta(seconds=5))(double).definition.timeout == 5.0
     assert Retry(2, delay=timedelta(seconds=3), max_delay=timedelta(minutes=1)) == Retry(2, delay=3, max_delay=60)
