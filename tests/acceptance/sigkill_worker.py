@@ -35,7 +35,7 @@ CONFIG = Config(
     engine=EngineSettings(max_recoveries=100_000, shutdown_grace_seconds=0.2),
 )
 #: Kills until the next wave of runs is started.
-KILLS_OF_A_WAVE = 10
+KILLS_OF_A_WAVE = 4
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,9 @@
+"""For tests: crashes in the place of luck, and the worlds in which they happen.
+
+`conformance` (needs pytest) is the suite for stores, `crash` crashes a run at each of its commits, `simulate` runs the real engine on a
+virtual loop, clock and disk.
+"""
+
+from durable.testing.crash import CrashingStore, CrashReport, crash_everywhere
+
+__all__ = ["CrashReport", "CrashingStore", "crash_everywhere"]
