@@ -23,7 +23,7 @@ from durable.log.recovery import Cut, judge, mend, take_over
 from durable.log.retention import remove, retirable
 from durable.log.segment import NoRoomError, Segment, SegmentPlan, make_segment
 from durable.log.worker import ThreadWorker, WorkerFactory
-from durable.log.writer import Health, Writer
+from durable.log.writer import Health, Waiter, Writer
 
 #: A reader beside a living writer may see half a write; it looks again this often before it believes in damage.
 _READ_ONLY_TRIES = 3
@@ -134,7 +134,18 @@ class Log:
         """
         if self._writer is None:
             raise StoreReadOnlyError("the log is open for reading only")
-        return self._writer.append(payloads)
+        future: asyncio.Future[int] = self._writer.loop.create_future()
+        self._writer.append(payloads, future, at_once=False)
+        return future
+
+    def append_for(self, waiter: Waiter, payloads: Sequence[bytes]) -> None:
+        """As `append`, for a caller that has gathered already and wants to be told in the very call that learns of the sync.
+
+        The batch goes to the disk at once, when no other is on its way. Raises at once what `append` does; all else is for `waiter`.
+        """
+        if self._writer is None:
+            raise StoreReadOnlyError("the log is open for reading only")
+        self._writer.append(payloads, waiter, at_once=True)
 
     def read(self, after: int) -> Iterator[tuple[int, bytes]]:
         """Yield (lsn, payload) of the durable records with lsn > `after`, in order, as of this call."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from durable.clock import Clock
 from durable.config import LogSettings
@@ -36,7 +36,25 @@ Health = Literal["ok", "full", "fenced", "closed"]
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 #: How long to wait after a background preparation found no room.
 _PREPARE_AGAIN_SECONDS = 1.0
-_Waiting = tuple[Sequence[bytes], int, "asyncio.Future[int]"]
+
+
+class Waiter(Protocol):
+    """Who is told what became of an append: a future, or something that acts at once instead of in a later turn of the loop."""
+
+    def done(self) -> bool:
+        """Whether nobody needs to be told any more."""
+        ...
+
+    def set_result(self, result: int, /) -> None:
+        """The payloads are durable; the first of them has this lsn."""
+        ...
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """They are not, or it is not known."""
+        ...
+
+
+_Waiting = tuple[Sequence[bytes], int, Waiter]
 
 
 def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
@@ -69,7 +87,7 @@ class Writer:
         self._crc = crc
         self._seed = frame_seed(manifest.store_id)
         self._worker, self._helper = workers
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._spare: Segment | None = None
         self._active_since = clock.monotonic()
@@ -92,7 +110,7 @@ class Writer:
     def forked(self) -> bool:
         return os.getpid() != self._pid
 
-    def append(self, payloads: Sequence[bytes]) -> asyncio.Future[int]:
+    def append(self, payloads: Sequence[bytes], waiter: Waiter, *, at_once: bool) -> None:
         if os.getpid() != self._pid:
             raise ForkedProcessError(
                 f"process {os.getpid()} was forked from {self._pid}, which has the log open; only that one may write"
@@ -106,13 +124,13 @@ class Writer:
                 message = f"a record has {length} bytes, the limit (log.frame_bytes_max) is {limit}"
                 raise PayloadTooLargeError(message, size_bytes=length, limit_bytes=limit)
             size += length + FRAME_BYTES
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting.append((payloads, size, future))
-        if not self._scheduled:
+        self._waiting.append((payloads, size, waiter))
+        if at_once:
+            self._dispatch()
+        elif not self._scheduled:
             # At the end of this turn of the loop, so that everything appended in one turn shares a sync.
             self._scheduled = True
-            self._loop.call_soon(self._dispatch)
-        return future
+            self.loop.call_soon(self._dispatch)
 
     def _refusal(self) -> DurableError:
         if self.fenced_by is not None:
@@ -136,7 +154,7 @@ class Writer:
             return
         self._full = False
         parts: list[bytes] = []
-        resolved: list[tuple[asyncio.Future[int], int]] = []
+        resolved: list[tuple[Waiter, int]] = []
         synced, crc, seed = self.next_lsn, self._crc, self._seed
         lsn = synced
         for _ in range(count):
@@ -169,7 +187,7 @@ class Writer:
 
     def _batch_done(
         self,
-        resolved: list[tuple[asyncio.Future[int], int]],
+        resolved: list[tuple[Waiter, int]],
         lsn: int,
         crc: int,
         end: int,
@@ -190,9 +208,9 @@ class Writer:
         if not self._scheduled and (self._waiting or self._idle is not None):
             # Behind the waiters just woken, so that what they append next is in the next batch already.
             self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._dispatch)
 
-    def _fence(self, error: Exception | None, lost: Sequence[asyncio.Future[int]] = ()) -> None:
+    def _fence(self, error: Exception | None, lost: Sequence[Waiter] = ()) -> None:
         if self.fenced_by is None:
             self.fenced_by = f"{type(error).__name__}: {error}"
         waiting = [future for _, _, future in self._waiting]
@@ -291,7 +309,7 @@ class Writer:
         """Run `job` on the helper, now; its failure fences the log."""
         if self.fenced_by is not None:
             raise self._refusal()
-        ended: asyncio.Future[None] = self._loop.create_future()
+        ended: asyncio.Future[None] = self.loop.create_future()
 
         def done(_result: object, error: Exception | None) -> None:
             if error is not None:
@@ -320,7 +338,7 @@ class Writer:
         """Take nothing more, and return once nothing is in flight."""
         self._closing = True
         if self._idle is None:
-            self._idle = self._loop.create_future()
+            self._idle = self.loop.create_future()
             self._settle()
         await asyncio.shield(self._idle)
 

@@ -36,7 +36,7 @@ from durable.repository.base import Repository, RepositoryState
 from durable.repository.projection import RecordRow
 from durable.repository.sqlite import SqliteRepository
 from durable.store.base import StoreHealth, Unit
-from durable.store.overlay import Entry, Overlay, newest
+from durable.store.overlay import Commit, Entry, Overlay, newest
 
 #: How long `close` may take to flush what is pending. What is left stays in the log.
 CLOSE_FLUSH_SECONDS = 10.0
@@ -196,9 +196,7 @@ class LocalStore:
                 self._queued -= 1
         else:
             appended = self._append(flusher, units)
-        if appended.done():  # a log without a thread of its own, in a simulation: `_acknowledged` has yet to be called
-            await asyncio.sleep(0)
-        await asyncio.shield(appended)
+        await appended.told
 
     async def _prepare(self, flusher: Flusher, units: Sequence[Unit]) -> None:
         if flusher.full:
@@ -211,33 +209,23 @@ class LocalStore:
         if missing:
             await self._load(missing)
 
-    def _append(self, flusher: Flusher, units: Sequence[Unit]) -> asyncio.Future[int]:
+    def _append(self, flusher: Flusher, units: Sequence[Unit]) -> Commit:
         if self._log is None:
             raise self._not_writable()
         overlay = self._overlay
         marks = overlay.promise(units)
         try:
             encoded = [[encode_record(record) for record in unit] for unit in units]
-            appended = self._log.append([encode_unit(bodies) for bodies in encoded])
+            commit = Commit(partial(self._acknowledged, flusher, units, encoded), partial(overlay.withdraw, marks))
+            self._log.append_for(commit, [encode_unit(bodies) for bodies in encoded])
         except BaseException:
             overlay.withdraw(marks)
             raise
-        # Not behind the `await`: a caller that is cancelled there must not take the acknowledgement with it.
-        appended.add_done_callback(partial(self._acknowledged, flusher, units, encoded, marks))
-        return appended
+        return commit
 
     def _acknowledged(
-        self,
-        flusher: Flusher,
-        units: Sequence[Unit],
-        encoded: Sequence[Sequence[bytes]],
-        marks: Sequence[tuple[Entry, int]],
-        appended: asyncio.Future[int],
+        self, flusher: Flusher, units: Sequence[Unit], encoded: Sequence[Sequence[bytes]], lsn: int
     ) -> None:
-        if appended.cancelled() or appended.exception() is not None:
-            self._overlay.withdraw(marks)
-            return
-        lsn = appended.result()
         rows: list[RecordRow] = []
         for unit, bodies in zip(units, encoded, strict=True):
             for record, body in zip(unit, bodies, strict=True):

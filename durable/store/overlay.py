@@ -6,7 +6,8 @@ is let go only when the repository holds all of it and nothing of it is on its w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from durable.core.query import RunFilter
@@ -243,3 +244,27 @@ def newest(run: Run | None, entry: Entry | None) -> Run | None:
     if entry is None or not entry.run.seq or (run is not None and run.seq > entry.run.seq):
         return run
     return entry.run
+
+
+class Commit:
+    """A commit on its way: acknowledged in the very call that learns of the sync, whether or not its caller still waits."""
+
+    __slots__ = ("_acknowledged", "_withdraw", "told")
+
+    def __init__(self, acknowledged: Callable[[int], None], withdraw: Callable[[], None]) -> None:
+        self._acknowledged = acknowledged
+        self._withdraw = withdraw
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, lsn: int, /) -> None:
+        self._acknowledged(lsn)
+        if not self.told.done():
+            self.told.set_result(None)
+
+    def set_exception(self, exception: Exception, /) -> None:
+        self._withdraw()
+        if not self.told.done():
+            self.told.set_exception(exception)
