@@ -147,10 +147,12 @@ class Durable:
 
     async def get(self, run_id: str) -> Handle[Any]:
         """The run with this id. Raises `RunNotFoundError`."""
+        self._engine.check_readable()
         return self._handle(await self._engine.find_run(run_id))
 
     async def find(self, key: str, *, user: str | None = None) -> Handle[Any] | None:
         """The run that was started with this key: by `user`, else by the one of `run_as`, else by nobody in particular."""
+        self._engine.check_readable()
         identity = current_identity.get()
         owner = user if user is not None or identity is None else identity.user
         run = await self._engine.store.find_key(owner, key)
@@ -170,6 +172,7 @@ class Durable:
         after: str | None = None,
     ) -> AsyncIterator[RunInfo]:
         """Runs in the order in which they were created; `after` is the id of the last one seen."""
+        self._engine.check_readable()
         wanted = None if status is None else frozenset(map(_status, [status] if isinstance(status, str) else status))
         name = task.name if isinstance(task, Task) else task
         left = limit
@@ -197,6 +200,7 @@ class Durable:
 
     async def stats(self) -> Stats:
         """How much is going on."""
+        self._engine.check_readable()
         return Stats(**self._engine.statistics(), health=self._engine.store.health())
 
 
@@ -208,6 +212,7 @@ class DeadLetters:
 
     async def list(self) -> AsyncIterator[RunInfo]:
         """All dead letters, oldest first."""
+        self._engine.check_readable()
         after: str | None = None
         while page := await self._engine.store.query(RunFilter(dead=True, after=after, limit=PAGE)):
             for run in page:

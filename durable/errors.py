@@ -52,6 +52,7 @@ Law: each class has a stable `code`, says whether the same call may work later (
 
 from __future__ import annotations
 
+from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from typing import ClassVar
 
 
@@ -63,6 +64,9 @@ class DurableError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+    def __reduce__(self) -> tuple[object, ...]:  # past the constructors, which want more than the message
+        return newobj, (type(self), *self.args), self.__dict__
 
 
 class ConfigError(DurableError):
@@ -177,14 +181,9 @@ class RunError(DurableError):
     code = "run"
 
     def __init__(
-        self,
-        message: str | None = None,
-        *,
-        run_id: str | None = None,
-        error_type: str = "",
-        reason: str = "",
-        traceback: str = "",
-    ) -> None:
+        self, message: str | None = None, *, run_id: str | None = None,
+        error_type: str = "", reason: str = "", traceback: str = "",
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.run_id = run_id
         #: Qualified name of the exception's class, for example ``builtins.ValueError``.

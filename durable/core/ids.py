@@ -18,6 +18,16 @@ def make_run_id(now: float, entropy: bytes) -> str:
     return f"{value:032x}"
 
 
+def after_run_id(last: str, made: str) -> str:
+    """`made`, or, where it would sort before the `last` id of this process, one that sorts close behind that.
+
+    Ids of one millisecond are in no order by themselves, and a clock may step back; runs are listed in the order of their creation.
+    """
+    if made > last:
+        return made
+    return f"{int(last, 16) + 1 + int(made[-4:], 16):032x}"
+
+
 def is_run_id(text: str) -> bool:
     """Tell whether `text` has the form of a run id."""
     return _RUN_ID.match(text) is not None

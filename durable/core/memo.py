@@ -36,7 +36,7 @@ class Divergence:
 class Memo:
     """The recorded calls of one run, as one attempt sees them."""
 
-    __slots__ = ("_batches", "_called", "_counts", "_events", "_markers", "_prior", "_results")
+    __slots__ = ("_batches", "_called", "_counts", "_events", "_markers", "_prior", "_repeated", "_results")
 
     def __init__(self, records: Iterable[Record] = (), attempt: int = 1) -> None:
         self._counts: Counter[tuple[str, bytes]] = Counter()
@@ -46,6 +46,8 @@ class Memo:
         self._markers: dict[Call, Record] = {}
         self._batches: deque[list[Record]] = deque()
         self._events: list[Record] = []
+        #: After `relax`: the recorded calls of this attempt that have not been handed back.
+        self._repeated: set[Call] = set()
         for record in records:
             self._take(record, attempt)
 
@@ -60,6 +62,8 @@ class Memo:
             if current or kind is Kind.CHILD_STARTED:
                 self._markers[call] = record
         elif kind in _RESULTS:
+            if kind is Kind.STEP_CANCELLED:
+                self._withdraw(call)
             if not current and kind is not Kind.STEP_COMPLETED and kind is not Kind.EVENT:
                 self._markers.pop(call, None)  # it failed then, and runs again from the beginning
                 return
@@ -73,10 +77,24 @@ class Memo:
                 self._batches.append([])
             self._batches[-1].append(record)
 
+    def _withdraw(self, call: Call) -> None:
+        """A call that was given up after its outcome was recorded, before the body got it, has no other outcome than that."""
+        self._prior.pop(call, None)
+        known = self._results.pop(call, None)
+        if known is not None:
+            for batch in self._batches:
+                batch[:] = [record for record in batch if record is not known]
+            self._batches = deque(batch for batch in self._batches if batch)
+
     @property
     def replaying(self) -> bool:
         """Whether results of this attempt are still to be handed back."""
         return bool(self._batches)
+
+    @property
+    def repeating(self) -> bool:
+        """Whether the body is still doing what it did before."""
+        return bool(self._batches or self._repeated)
 
     @property
     def events(self) -> list[Record]:
@@ -91,6 +109,8 @@ class Memo:
         call = (name, ident, occurrence)
         if self._batches:
             self._called.add(call)
+        elif self._repeated and call not in self._repeated:
+            self._repeated.clear()  # the body has taken another way
         return call
 
     def result(self, call: Call) -> Record | None:
@@ -111,6 +131,14 @@ class Memo:
         self._called.clear()
         self._prior = {call: record for call, record in self._prior.items() if record.kind is Kind.STEP_COMPLETED}
 
+    def relax(self) -> None:
+        """Recorded results serve whoever calls, in the order in which they were recorded; what is not called is not missed."""
+        self._prior.update(self._results)
+        self._repeated.update(self._results)
+        self._results.clear()
+        self._batches.clear()
+        self._called.clear()
+
     def next_batch(self, waiting: Collection[Call]) -> list[Record]:
         """The results to hand back now that the run is quiet; empty when the code has to do something first.
 
@@ -122,6 +150,7 @@ class Memo:
             due = sorted((record for record in prior if record.batch == oldest), key=lambda record: record.seq)
             for record in due:
                 del self._prior[record.call]
+                self._repeated.discard(record.call)
             return due
         if self._batches and all(self._is_due(record, waiting) for record in self._batches[0]):
             due = self._batches.popleft()

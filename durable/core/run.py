@@ -171,8 +171,16 @@ def _signal(run: Run, record: Record) -> None:
 def _step(run: Run, record: Record) -> None:
     run.recoveries = 0
     taken = record.head.get("signal")
-    if taken is not None:
-        run.signals = [signal for signal in run.signals if signal[0] != taken]
+    if taken is not None:  # as a rule it is the first: one pass over thousands for each would be too much
+        at = next((at for at, (seq, _) in enumerate(run.signals) if seq == taken), None)
+        if at is not None:
+            del run.signals[at]
+
+
+def _step_cancelled(run: Run, record: Record) -> None:
+    given_back = record.head.get("unread")
+    if given_back is not None:  # the call had taken a signal, and was given up before it got it
+        run.signals = sorted([*run.signals, (given_back, record.head["what"])])
 
 
 def _nothing(run: Run, record: Record) -> None:
@@ -194,7 +202,7 @@ _FOLD: dict[Kind, Callable[[Run, Record], None]] = {
     Kind.EVENT: _nothing,
     Kind.STEP_COMPLETED: _step,
     Kind.STEP_FAILED: _step,
-    Kind.STEP_CANCELLED: _nothing,
+    Kind.STEP_CANCELLED: _step_cancelled,
     Kind.STEP_RETRYING: _nothing,
     Kind.TIMER_SET: _nothing,
     Kind.CHILD_STARTED: _nothing,

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from durable.core.commands import Note, Suspend
 from durable.core.memo import Divergence, Memo
@@ -38,6 +38,18 @@ def shorten(ident: bytes) -> bytes:
     if len(ident) <= IDENT_BYTES_MAX:
         return ident
     return ident[: IDENT_BYTES_MAX - 64] + b"...sha256:" + hashlib.sha256(ident).hexdigest()[:48].encode()
+
+
+class Receivers(Protocol):
+    """The calls that wait for signals of one name."""
+
+    def wake(self) -> None:
+        """Hand out what is there."""
+        ...
+
+    def close(self) -> None:
+        """The attempt is over."""
+        ...
 
 
 class Attempt:
@@ -70,11 +82,14 @@ class Attempt:
         self.performing: dict[Call, asyncio.Task[Any] | None] = {}
         #: Steps of this attempt that are executing.
         self.busy = 0
-        #: Per signal, what to call when one has come: of the calls that wait, the oldest first.
-        self.receivers: dict[str, list[Callable[[], None]]] = {}
+        self._pausing = 0
+        self._watching = 0
+        #: Per name of a signal, the calls that wait for one.
+        self.mailboxes: dict[str, Receivers] = {}
         self.sites: dict[Call, str] = {}
         self.delivery = Delivery(
             self.loop,
+            services.turns,
             memo,
             diverged=self.park,
             has_step=services.has_step,
@@ -95,13 +110,13 @@ class Attempt:
             raise StepContextError(
                 f"{name!r} was called in a thread: a task that calls steps or tasks must be `async def`"
             )
-        self._check_current()
+        self.check_current()
         call = self.memo.number(name, shorten(ident))
         if self.memo.replaying:
             self.sites[call] = call_site()
         return call
 
-    def _check_current(self) -> None:
+    def check_current(self) -> None:
         """Refuse what comes from code that outlived its attempt."""
         if self.interrupted or self.entry.run.status is not Status.RUNNING:
             state = "stopped" if self.interrupted else self.entry.run.status
@@ -118,6 +133,7 @@ class Attempt:
 
     async def perform(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
         """Make a call: hand back its recorded outcome, or run it and record what comes of it."""
+        self.check_current()  # once more: the attempt may have ended since the call was numbered
         delivery = self.delivery
         task = asyncio.current_task()
         delivery.begin(task is self.body)
@@ -138,6 +154,22 @@ class Attempt:
             self.performing.pop(call, None)
         return self.outcome(record, returns)
 
+    async def pause(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
+        """A call that only waits, for a time, a signal or a child: where there is nothing else, a closing application need not."""
+        self._pausing += 1
+        try:
+            return await self.perform(call, live, returns)
+        finally:
+            self._pausing -= 1
+
+    async def watch(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]]) -> Any:
+        """A deadline beside the body: nothing that the body itself waits for."""
+        self._watching += 1
+        try:
+            return await self.perform(call, live)
+        finally:
+            self._watching -= 1
+
     def outcome(self, record: Record, returns: Any) -> Any:
         """The value that a record holds, or the exception that it holds, raised."""
         if record.kind is Kind.STEP_FAILED:
@@ -151,25 +183,34 @@ class Attempt:
     async def settle(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None = None) -> Record:
         """Record the outcome of a call and wait until it is handed back."""
         future = self.delivery.expect(call)
-        if call in self.delivery.added:
-            head = {**(head or {}), "added": True}
-        self.note(kind, call, payload, head)
+        self._note_outcome(call, kind, payload, head)
         return await future
 
     async def settle_failure(self, call: Call, error: BaseException) -> Record:
+        """Record that a call failed, and wait until that is handed back."""
+        future = self.delivery.expect(call)
+        self.note_failure(call, error)
+        return await future
+
+    def note_failure(self, call: Call, error: BaseException) -> None:
         """Record that a call failed."""
         failure = describe_error(error, self.services.codec)
-        return await self.settle(call, Kind.STEP_FAILED, failure.state, failure.head())
+        self._note_outcome(call, Kind.STEP_FAILED, failure.state, failure.head())
+
+    def _note_outcome(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None) -> None:
+        if call in self.delivery.added:
+            head = {**(head or {}), "added": True}
+        self.note(kind, call, payload, head)
 
     def note(self, kind: Kind, call: Call, payload: bytes | None = None, head: dict[str, Any] | None = None) -> None:
         """Stage a record of the body."""
-        self._check_current()
+        self.check_current()
         self.services.pipeline.stage(self.entry, Note(kind, call, payload, head if head is not None else {}))
 
-    def note_cancelled(self, call: Call) -> None:
+    def note_cancelled(self, call: Call, head: dict[str, Any] | None = None) -> None:
         """Record that the body itself gave a call up, unless it was the engine that stopped the body."""
         if not self.interrupted and self.entry.run.status is Status.RUNNING:
-            self.note(Kind.STEP_CANCELLED, call)
+            self.note(Kind.STEP_CANCELLED, call, None, head)
 
     async def values_durable(self) -> None:
         """Before a step's body runs, the times that the body read are durable: the step may carry them outside."""
@@ -192,6 +233,8 @@ class Attempt:
         """The body has ended: nothing that it left behind may do or record anything more."""
         self.interrupted = True
         self.delivery.close()
+        for mailbox in self.mailboxes.values():
+            mailbox.close()
         left = {task for task in self.performing.values() if task is not None and task is not self.body}
         for task in left:
             task.cancel()
@@ -206,14 +249,14 @@ class Attempt:
 
     def received(self, name: str) -> None:
         """A signal came."""
-        waiting = self.receivers.get(name)
-        if waiting:
-            waiting[0]()
+        mailbox = self.mailboxes.get(name)
+        if mailbox is not None:
+            mailbox.wake()
 
     @property
     def idle(self) -> bool:
         """Whether the body only waits: for a time, a signal or a child."""
-        return self.busy == 0 and self.delivery.outstanding > 0
+        return 0 < self._pausing == self.delivery.outstanding - self._watching
 
     def interrupt(self) -> None:
         """Stop the body."""

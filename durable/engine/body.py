@@ -18,6 +18,7 @@ from durable.errors import (
     LogFencedError,
     NonRetryableError,
     PayloadError,
+    ShuttingDownError,
     StorageError,
     TransitionError,
     ValidationError,
@@ -53,7 +54,9 @@ async def run_body(execution: Execution) -> None:
             _fail(execution, error)
     except (LogFencedError, asyncio.InvalidStateError):
         return  # the store is gone: the next process goes on with this run
-    except Exception as error:  # noqa: BLE001 - whatever a body raises is its outcome
+    except (KeyboardInterrupt, SystemExit):
+        raise  # meant for the process, not for the run, which goes on in the next one
+    except BaseException as error:  # noqa: BLE001 - whatever else a body raises is its outcome
         _fail(execution, error)
     else:
         leftover = execution.memo.leftover()
@@ -85,8 +88,8 @@ def _fail(execution: Execution, error: BaseException, timed_out: bool = False) -
 def _stage(execution: Execution, command: Complete | Fail) -> None:
     try:
         execution.services.pipeline.stage(execution.entry, command)
-    except (StorageError, TransitionError):
-        return  # the store failed, or somebody ended the run first: there is nothing more to say
+    except (StorageError, ShuttingDownError, TransitionError):
+        return  # the store failed or is closed, or somebody ended the run first: there is nothing more to say
 
 
 async def _call(execution: Execution) -> Any:

@@ -1,9 +1,8 @@
 """Delivery: when a body gets the results of its calls.
 
 Law: results are handed back in the batches in which they were committed, one batch at a time, when the run is quiet, live and on replay
-alike. Quiet: for `QUIET_TURNS` turns of the loop the run has made no call and been handed no result. So a body that uses plain asyncio
-sees the same order when it is replayed. A live run with one call outstanding, made by the body itself, has nothing that could be in
-another order, and waits for nothing.
+alike (what counts as quiet is in `turns.py`). So a body that uses plain asyncio sees the same order when it is replayed. A live run
+with one call outstanding, made by the body itself, has nothing that could be in another order, and waits for nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ from collections.abc import Callable, Sequence
 
 from durable.core.memo import Divergence, Memo
 from durable.core.records import Call, Kind, Record
-
-#: Turns of the loop without a call that count as quiet. One is too few for `asyncio.wait` and two are enough for all of asyncio's own
-#: combinators; the rest is room for bodies that pass values through futures and queues of their own before they call again.
-QUIET_TURNS = 8
+from durable.engine.turns import Turns, Watch
 
 
 class Delivery:
@@ -33,6 +29,7 @@ class Delivery:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        turns: Turns,
         memo: Memo,
         *,
         diverged: Callable[[Divergence], None],
@@ -41,6 +38,7 @@ class Delivery:
         run_new_steps: bool,
     ) -> None:
         self._loop = loop
+        self._turns = turns
         self._memo = memo
         self._diverged = diverged
         self._has_step = has_step
@@ -55,19 +53,16 @@ class Delivery:
         self.outstanding = 0
         self._concurrent = False
         self._activity = 0
-        self._seen = 0
-        self._quiet_at = -1
-        self._left = 0
-        self._turning: asyncio.Handle | None = None
+        self._watch = Watch(self._quiet)
         self._stalled: asyncio.TimerHandle | None = None
 
     def begin(self, by_body: bool) -> None:
         """A call was made."""
         self.outstanding += 1
-        self._activity += 1
+        self._acted()
         if not by_body:
             self._concurrent = True
-        if self._turning is None and (self._live or self._memo.replaying):
+        if self._live or self._memo.replaying:
             self._arm()
 
     def end(self) -> None:
@@ -91,7 +86,7 @@ class Delivery:
         self._waiting.pop(call, None)
         self._held.pop(call, None)
         if self._memo.replaying:  # a call that was given up: the batch that recorded this may be next
-            self._activity += 1
+            self._acted()
             self._arm()
 
     def hold(self, call: Call) -> asyncio.Future[None] | None:
@@ -111,17 +106,20 @@ class Delivery:
             self._live.append(batch)
             self._arm()
 
+    def relaxed(self) -> None:
+        """The record no longer says what comes next."""
+        self._acted()
+        self._arm()
+
     def close(self) -> None:
         """The attempt is over."""
-        if self._turning is not None:
-            self._turning.cancel()
-            self._turning = None
+        self._turns.disarm(self._watch)
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
 
     def _hand_over(self, batch: Sequence[Record]) -> None:
-        self._activity += 1
+        self._acted()
         for record in batch:
             if record.kind is Kind.STEP_CANCELLED:
                 continue  # its call waits until the body cancels it, as it did
@@ -131,22 +129,13 @@ class Delivery:
 
     def _arm(self) -> None:
         """See to it that `_quiet` is called once the run is quiet."""
-        if self._turning is None:
-            self._seen = self._activity
-            self._left = 1 if self._quiet_at == self._activity else QUIET_TURNS
-            self._turning = self._loop.call_soon(self._turn)
+        if not self._watch.armed:
+            self._turns.arm(self._watch)
 
-    def _turn(self) -> None:
-        if self._seen != self._activity:
-            self._seen = self._activity
-            self._left = QUIET_TURNS
-        self._left -= 1
-        if self._left > 0:
-            self._turning = self._loop.call_soon(self._turn)
-            return
-        self._turning = None
-        self._quiet_at = self._activity
-        self._quiet()
+    def _acted(self) -> None:
+        """The run made a call, was handed something, or gave something up."""
+        self._activity += 1
+        self._turns.touch(self._watch)
 
     def _quiet(self) -> None:
         batch: Sequence[Record] = self._memo.next_batch(self._waiting)
@@ -168,7 +157,7 @@ class Delivery:
             if not future.done():
                 future.set_result(None)
         self._held.clear()
-        self._activity += 1
+        self._acted()
 
     def _judge(self) -> None:
         """The run is quiet and the next recorded batch is not complete: the code does something else first, or will never get there."""

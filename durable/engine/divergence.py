@@ -11,8 +11,19 @@ from pathlib import Path
 
 from durable.core.memo import Divergence
 from durable.core.records import Call
+from durable.tasks.registry import find_task, has_step
 
 _OWN = str(Path(__file__).parent.parent)
+
+
+def known_call(name: str) -> bool:
+    """Whether the code has a step or task of this name, or it is a call of durable's own."""
+    return (
+        has_step(name)
+        or find_task(name) is not None
+        or name in ("sleep", "timeout", "now", "wait_for")
+        or name.startswith("start:")
+    )
 
 
 def call_site() -> str:

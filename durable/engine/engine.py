@@ -18,6 +18,7 @@ from durable.core.query import RunFilter
 from durable.core.records import ENDS, Call, Record
 from durable.core.run import Run
 from durable.core.status import Status
+from durable.engine.divergence import known_call
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.lifecycle import Lifecycle
@@ -25,6 +26,7 @@ from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
 from durable.engine.starting import Parentage, Starter
+from durable.engine.turns import Turns
 from durable.errors import (
     AppNotOpenError,
     LogFencedError,
@@ -36,7 +38,8 @@ from durable.errors import (
 from durable.events.hub import Hub
 from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
-from durable.tasks.registry import find_task, has_step, on_new_task
+from durable.tasks.host import current_scope
+from durable.tasks.registry import find_task, on_new_task
 
 logger = logging.getLogger("durable.engine")
 
@@ -60,6 +63,7 @@ class Engine:
         self._services: Services
         self._lifecycle: Lifecycle
         self._starter: Starter
+        self._closing: asyncio.Task[None] | None = None
         self._task_defined: Callable[[TaskDefinition], None] | None = None
         #: See `Services.on_step`; set before `open`.
         self.on_step: Callable[[str, Call], None] | None = None
@@ -78,9 +82,21 @@ class Engine:
 
     async def open(self) -> None:
         """Open the store and let every run that had not ended go on."""
-        if self._state == "open":
-            raise AppNotOpenError("this application is open already")
-        await self._store.open()
+        if self._state in ("opening", "open", "closing"):
+            raise AppNotOpenError(f"this application is {self._state} already")
+        self._state = "opening"
+        try:
+            await self._store.open()
+            try:
+                await self._start_up()
+            except BaseException:
+                await self._store.close()
+                raise
+        except BaseException:
+            self._state = "closed"
+            raise
+
+    async def _start_up(self) -> None:
         self._entries.clear()
         lifecycle = self._lifecycle = Lifecycle(self._entries)
         pipeline = Pipeline(
@@ -92,26 +108,29 @@ class Engine:
         lifecycle.scheduler = scheduler
         lifecycle.services = self._services = Services(
             host=self, families=self, store=self._store, pipeline=pipeline, hub=self._hub,
+            turns=Turns(asyncio.get_running_loop()),
             invoker=Invoker(settings.thread_workers, settings.process_workers), codec=self._codec, codecs=self._codec_of,
-            clock=self._clock, entropy=self._entropy, settings=settings, has_step=_known, closing=asyncio.Event(), on_step=self.on_step,
+            clock=self._clock, entropy=self._entropy, settings=settings, has_step=known_call, closing=asyncio.Event(), on_step=self.on_step,
         )  # fmt: skip
         self._starter = Starter(
             self._entries, store=self._store, pipeline=pipeline, scheduler=scheduler,
             codec=self._codec, clock=self._clock, entropy=self._entropy,
         )  # fmt: skip
-        pipeline.open()
-        self._state = "open"
         loop = asyncio.get_running_loop()
 
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
 
+        await self._load()
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
-        await self._recover()
+        pipeline.open()
+        self._state = "open"
+        for entry in list(self._entries.values()):
+            self._resume_after_restart(entry)
 
-    async def _recover(self) -> None:
-        """Load every run that had not ended, and let it go on."""
+    async def _load(self) -> None:
+        """Load every run that had not ended."""
         after: str | None = None
         while page := await self._store.query(RunFilter(open=True, after=after, limit=PAGE)):
             for run in page:
@@ -122,17 +141,15 @@ class Engine:
             parent = self._entries.get(run.parent_id) if run.parent_id and run.attached else None
             if parent is not None:
                 parent.children.add(run.run_id)
-        for entry in await self._read_ahead(list(self._entries.values())):
-            self._resume_after_restart(entry)
+        await self._read_ahead(list(self._entries.values()))
 
-    async def _read_ahead(self, entries: list[Entry]) -> list[Entry]:
+    async def _read_ahead(self, entries: list[Entry]) -> None:
         """Read the histories of those that can begin at once in a few large queries instead of one each."""
         first = [entry for entry in entries if entry.run.status is not Status.SUSPENDED][: self._limits.max_running]
         for start in range(0, len(first), PAGE):
             found = await self._store.histories([entry.run.run_id for entry in first[start : start + PAGE]])
             for entry in first[start : start + PAGE]:
                 entry.history = found.get(entry.run.run_id)
-        return entries
 
     def _resume_after_restart(self, entry: Entry) -> None:
         run = entry.run
@@ -141,7 +158,7 @@ class Engine:
         definition = find_task(run.task)
         if definition is None:
             logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
-            self._lifecycle.orphans.setdefault(run.task, []).append(entry)
+            self._lifecycle.orphan(entry)
         elif not definition.auto_recover:
             self._services.pipeline.stage(
                 entry, Suspend("waits for a fresh start with its key, which brings its user back")
@@ -152,10 +169,17 @@ class Engine:
             self._lifecycle.scheduler.schedule(entry)
 
     async def close(self) -> None:
-        """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush."""
-        if self._state != "open":
-            return
-        self._state = "closing"
+        """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.
+
+        It goes on to its end, also when who asked for it no longer waits; who asks again waits for the same end.
+        """
+        if self._state == "open":
+            self._state = "closing"
+            self._closing = asyncio.create_task(self._close(), name="durable-close")
+        if self._state == "closing" and self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         services = self._services
         services.closing.set()
         self._lifecycle.scheduler.closed = True
@@ -171,9 +195,8 @@ class Engine:
         finally:
             self._state = "closed"
             for entry in self._entries.values():
-                _tell(
-                    entry,
-                    ShuttingDownError("the application was closed before the run ended; it goes on at the next open"),
+                entry.tell(
+                    ShuttingDownError("the application was closed before the run ended; it goes on at the next open")
                 )
             self._hub.wake_all()
             self._task_defined = None
@@ -206,7 +229,7 @@ class Engine:
                 entry.execution.interrupt()
             elif entry.task is not None:
                 entry.task.cancel()
-            _tell(entry, LogFencedError(f"the store failed, the run goes on in the next process: {error}"))
+            entry.tell(LogFencedError(f"the store failed, the run goes on in the next process: {error}"))
         self._hub.wake_all()
 
     def _codec_of(self, name: str | None) -> Codec:
@@ -218,6 +241,11 @@ class Engine:
         if self._state != "open":
             if self._state == "closing":
                 raise ShuttingDownError("the application is closing and takes no new work")
+            raise AppNotOpenError("the application is not open: use `async with Durable(...) as app:`")
+
+    def check_readable(self) -> None:
+        """Raise `AppNotOpenError` where there is no open store to ask."""
+        if self._state not in ("open", "closing"):
             raise AppNotOpenError("the application is not open: use `async with Durable(...) as app:`")
 
     async def start_run(
@@ -255,17 +283,22 @@ class Engine:
             if run.ended:
                 return run
             entry = self._entries.get(run_id)
-            if entry is None or self._state == "closed":
-                raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
+        if entry is None or self._state == "closed":
+            raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
         failure = self._services.pipeline.failure
         if failure is not None:
             raise LogFencedError(f"the store failed, the run goes on in the next process: {failure}") from failure
         waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
+        scope = current_scope.get()
+        in_body = scope is not None and scope.host is self
+        if in_body:
+            self._lifecycle.scheduler.hasten(entry)
         try:
             return await waiter
         finally:
-            if waiter.cancelled():
+            entry.awaited -= in_body
+            if waiter in entry.waiters:  # it was cancelled; but the end may have been told to all in the meantime
                 entry.waiters.remove(waiter)
 
     async def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
@@ -316,7 +349,7 @@ class Engine:
             "loaded": len(self._entries),
             "running": scheduler.running,
             "queued": scheduler.queued,
-            "orphaned": sum(map(len, self._lifecycle.orphans.values())),
+            "orphaned": self._lifecycle.orphaned,
             "subscribers": len(self._hub),
         }
 
@@ -327,19 +360,24 @@ class Engine:
         self._check_open()
         entry = self._entries.get(run_id)
         if entry is None:
-            entry = Entry(await self.find_run(run_id))
-            entry = self._entries.setdefault(run_id, entry)
-            entry.settled = entry.run.ended
+            found = Entry(await self.find_run(run_id))
+            found.settled = found.run.ended
+            entry = self._entries.setdefault(run_id, found)
         try:
             self._services.pipeline.stage(entry, command)
             await self._services.pipeline.durable(entry)
         finally:
-            if entry.run.ended and entry.settled and entry.task is None:
-                self._entries.pop(run_id, None)
+            self._lifecycle.let_go(entry)
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
         """Cancel the run and all that belongs to it."""
         await self._command(run_id, Cancel(reason))
+
+    def give_up(self, parent: Entry, run_id: str) -> None:
+        """Cancel a child that its parent no longer waits for, together with what the parent records of that; no other run."""
+        child = self._entries.get(run_id)
+        if child is not None and child.run.parent_id == parent.run.run_id and self._services.pipeline.failure is None:
+            self._services.pipeline.stage(child, Cancel("the parent no longer waits for it"), join=parent.unit)
 
     async def stop_run(self, run_id: str, reason: str | None) -> None:
         """Suspend the run."""
@@ -362,20 +400,3 @@ class Engine:
         if not isinstance(name, str) or not 1 <= len(name) <= 200:
             raise TransitionError(f"a signal's name must be a str of 1 to 200 characters, got {name!r:.100}")
         await self._command(run_id, Send(name, self._codec.encode(payload), self._config.engine.signals_max))
-
-
-def _known(name: str) -> bool:
-    """Whether the code has a step or task of this name, or it is a call of durable's own."""
-    return (
-        has_step(name)
-        or find_task(name) is not None
-        or name in ("sleep", "timeout", "now", "wait_for")
-        or name.startswith("start:")
-    )
-
-
-def _tell(entry: Entry, error: Exception) -> None:
-    for waiter in entry.waiters:
-        if not waiter.done():
-            waiter.set_exception(error)
-    entry.waiters.clear()

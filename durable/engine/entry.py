@@ -38,22 +38,25 @@ class Running(Protocol):
 class Unit:
     """Records that become durable together, and who waits for that."""
 
-    __slots__ = ("items", "waiters")
+    __slots__ = ("items", "size_bytes", "waiters")
 
     def __init__(self) -> None:
         self.items: list[tuple[Entry, Record]] = []
         self.waiters: list[asyncio.Future[Any]] = []
+        self.size_bytes = 0
 
 
 class Entry:
     """A loaded run."""
 
     __slots__ = (
+        "awaited",
         "children",
+        "counted",
         "execution",
         "history",
         "identity",
-        "queued",
+        "place",
         "run",
         "settled",
         "slot",
@@ -73,8 +76,12 @@ class Entry:
         self.execution: Running | None = None
         #: Whether it holds one of the running slots.
         self.slot = False
-        #: Whether it waits for a slot.
-        self.queued = False
+        #: Whether that one counts: not that of a run which another holds one for.
+        self.counted = False
+        #: Its place in the queue for a slot; 0 when it does not wait for one.
+        self.place = 0
+        #: Bodies that wait for the end of this run.
+        self.awaited = 0
         self.timer: asyncio.TimerHandle | None = None
         #: Those who wait for the end.
         self.waiters: list[asyncio.Future[Run]] = []
@@ -84,3 +91,10 @@ class Entry:
         self.history: list[Record] | None = None
         #: Whether its end has been told.
         self.settled = False
+
+    def tell(self, error: Exception) -> None:
+        """Tell those who wait for the end that it does not come here."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self.waiters.clear()

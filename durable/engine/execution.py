@@ -5,6 +5,7 @@ Law: everything that could come out differently another time goes through a reco
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Coroutine
 from datetime import UTC, datetime
@@ -21,8 +22,8 @@ from durable.engine.scopes import StepScope, step_key
 from durable.engine.steps import run_step
 from durable.engine.waits import receive, run_timer
 from durable.errors import DuplicateStepError, StepContextError
-from durable.tasks.definition import StartOptions, StepDefinition, TaskDefinition
-from durable.tasks.handle import Event, to_event
+from durable.tasks.definition import StartOptions, StepDefinition, TaskDefinition, code_of
+from durable.tasks.handle import Event, remember_event_class, to_event
 from durable.tasks.host import Host, current_scope
 
 
@@ -41,7 +42,7 @@ class Execution(Attempt):
     ) -> Coroutine[Any, Any, Any]:
         """A recorded step."""
         known = self._steps.setdefault(step.name, step.facts.function)
-        if known is not step.facts.function:
+        if known is not step.facts.function and code_of(known) != code_of(step.facts.function):
             raise DuplicateStepError(
                 f"run {self.run_id} calls two different functions as step {step.name!r}: {known!r} and {step.facts.function!r}; "
                 "pass name= to one of them"
@@ -55,7 +56,7 @@ class Execution(Attempt):
         """A child run that belongs to this one."""
         arguments = task.facts.bind(args, kwargs, task.name)
         call = self.number(task.name, self.identity(args, kwargs))
-        return self.perform(call, lambda: run_child(self, call, task, options, arguments), task.facts.returns)
+        return self.pause(call, lambda: run_child(self, call, task, options, arguments), task.facts.returns)
 
     async def start_task(
         self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -69,17 +70,17 @@ class Execution(Attempt):
     async def sleep(self, seconds: float) -> None:
         """A recorded sleep."""
         call = self.number("sleep", repr(seconds).encode())
-        await self.perform(call, lambda: run_timer(self, call, seconds))
+        await self.pause(call, lambda: run_timer(self, call, seconds))
 
     async def deadline(self, seconds: float) -> Coroutine[Any, Any, Any] | None:
         """A recorded deadline."""
         call = self.number("timeout", repr(seconds).encode())
-        return self.perform(call, lambda: run_timer(self, call, seconds))
+        return self.watch(call, lambda: run_timer(self, call, seconds))
 
     async def wait_for(self, name: str, timeout: float | None) -> Any:
         """A signal."""
         call = self.number("wait_for", self.services.codec.identity(name))
-        return await self.perform(call, lambda: receive(self, call, name, timeout))
+        return await self.pause(call, lambda: receive(self, call, name, timeout))
 
     def now(self) -> datetime:
         """The recorded time."""
@@ -122,7 +123,13 @@ class Execution(Attempt):
     @property
     def replaying(self) -> bool:
         """Whether the body is repeating what it did before."""
-        return self.memo.replaying
+        return self.memo.repeating
+
+    def saw_recovery(self) -> None:
+        """The body was told that it was recovered: what it does from here on may differ from its record."""
+        if self.memo.replaying and current_scope.get() is self and threading.get_ident() == self._thread:
+            self.memo.relax()
+            self.delivery.relaxed()
 
     def previous_events(self) -> list[Event]:
         """What the body emitted before this attempt; asking for it takes recovery into the body's hands."""
@@ -142,9 +149,9 @@ class Execution(Attempt):
 
     async def emit(self, name: str, value: object, ephemeral: bool) -> None:
         """Record an event; durable when this returns."""
-        payload = self.services.codec.encode(value)
+        payload = self._event_payload(value)
         if ephemeral:
-            if not self.memo.replaying:
+            if not self.memo.repeating:
                 self._publish_ephemeral(name, payload)
             return
         scope = current_scope.get()
@@ -161,7 +168,7 @@ class Execution(Attempt):
 
     def emit_nowait(self, name: str, value: object) -> None:
         """Record an event with the next commit."""
-        payload = self.services.codec.encode(value)
+        payload = self._event_payload(value)
         scope = current_scope.get()
         if isinstance(scope, StepScope):
             if threading.get_ident() != self._thread:
@@ -169,9 +176,25 @@ class Execution(Attempt):
             else:
                 self.note(Kind.EVENT, (name, b"", 0), payload, {"step": scope.label})
             return
+        if threading.get_ident() == self._thread:
+            self._emit_recorded(name, payload)
+        else:  # a task that is a plain `def`: it waits, so its events have one order
+            asyncio.run_coroutine_threadsafe(self._emit_from_thread(name, payload), self.loop).result()
+
+    def _emit_recorded(self, name: str, payload: bytes) -> None:
         call = self.number(name, payload)
         if self.memo.result(call) is None:
             self.note(Kind.EVENT, call, payload)
+
+    async def _emit_from_thread(self, name: str, payload: bytes) -> None:
+        self._emit_recorded(name, payload)
+
+    def _event_payload(self, value: object) -> bytes:
+        kind = type(value)
+        if "<locals>" not in kind.__qualname__:
+            return self.services.codec.encode(value)
+        remember_event_class(kind)
+        return self.services.codec.encode(value, kind)
 
     def _note_late(self, name: str, payload: bytes, label: str) -> None:
         if self.entry.run.status is Status.RUNNING:

@@ -38,7 +38,7 @@ class Lifecycle:
         self._entries = entries
         self._loop = asyncio.get_running_loop()
         #: Runs whose task no imported module defines, by task.
-        self.orphans: dict[str, list[Entry]] = {}
+        self._orphans: dict[str, dict[Entry, None]] = {}
         #: Bodies that ignored being cancelled.
         self.abandoned: set[asyncio.Task[None]] = set()
         self._base = copy_context()
@@ -65,17 +65,31 @@ class Lifecycle:
                     if results is None:
                         results = {}
                     results.setdefault(id(entry), (entry, []))[1].append(record)
+            if entry.settled:
+                self.let_go(entry)
         if results is not None:
             for entry, batch in results.values():
                 if entry.execution is not None:
                     entry.execution.committed(batch)
+
+    def let_go(self, entry: Entry) -> None:
+        """Forget a run that has ended, once nothing of it is on its way: the next who asks for it gets it from the store."""
+        run_id = entry.run.run_id
+        if (
+            entry.run.ended
+            and entry.settled
+            and entry.task is None
+            and self._entries.get(run_id) is entry
+            and self.services.pipeline.is_durable(entry)
+        ):
+            del self._entries[run_id]
 
     def begin(self, entry: Entry) -> None:
         """Stage the beginning of a run that has its slot: of its attempt, or of its recovery."""
         definition = find_task(entry.run.task)
         if definition is None:
             self.scheduler.release(entry)
-            self.orphans.setdefault(entry.run.task, []).append(entry)
+            self.orphan(entry)
             return
         try:
             if entry.run.status is Status.READY:
@@ -89,9 +103,18 @@ class Lifecycle:
 
     def task_defined(self, name: str) -> None:
         """A module that defines this task was imported: its orphans go on."""
-        for entry in self.orphans.pop(name, ()):
-            if not entry.run.ended:
+        for entry in self._orphans.pop(name, ()):
+            if entry.run.status in (Status.READY, Status.RUNNING):
                 self.scheduler.schedule(entry)
+
+    def orphan(self, entry: Entry) -> None:
+        """The run waits until a module that defines its task is imported."""
+        self._orphans.setdefault(entry.run.task, {})[entry] = None
+
+    @property
+    def orphaned(self) -> int:
+        """How many runs wait for their task."""
+        return sum(map(len, self._orphans.values()))
 
     # --- effects ----------------------------------------------------------------------------------------------------------------
 
@@ -100,7 +123,7 @@ class Lifecycle:
             return
         entry.settled = False
         if find_task(entry.run.task) is None:
-            self.orphans.setdefault(entry.run.task, []).append(entry)
+            self.orphan(entry)
         else:
             self.scheduler.schedule(entry)
 
@@ -109,7 +132,7 @@ class Lifecycle:
         if entry.run.status is not Status.RUNNING or definition is None:
             self.scheduler.release(entry)
             if definition is None:
-                self.orphans.setdefault(entry.run.task, []).append(entry)
+                self.orphan(entry)
             return
         context = self._base.copy()
         identity = entry.identity or (UserContext(entry.run.user) if entry.run.user else None)
@@ -166,8 +189,8 @@ class Lifecycle:
     def _body_ended(self, entry: Entry) -> None:
         self.scheduler.release(entry)
         if entry.settled:
-            self._entries.pop(entry.run.run_id, None)
-        elif entry.run.status is Status.READY and not self.services.closing.is_set() and entry.unit is None:
+            self.let_go(entry)
+        elif entry.run.status is Status.READY and not self.services.closing.is_set():
             self.scheduler.schedule(entry)  # it was made ready again while its old body was still ending
 
     def _receive(self, entry: Entry, record: Record) -> None:
@@ -175,7 +198,7 @@ class Lifecycle:
             entry.execution.received(record.name)
 
     def _interrupt(self, entry: Entry, record: Record) -> None:
-        self.scheduler.forget(entry)
+        self._stand_back(entry)
         if entry.execution is not None:
             entry.execution.interrupt()
         elif entry.task is not None:
@@ -197,10 +220,19 @@ class Lifecycle:
             entry.execution = None
             self._body_ended(entry)
 
+    def _stand_back(self, entry: Entry) -> None:
+        """The run no longer wants to begin."""
+        self.scheduler.forget(entry)
+        self._orphans.get(entry.run.task, {}).pop(entry, None)
+
     def _settle(self, entry: Entry, record: Record) -> None:
         run = entry.run
+        if entry.task is None:
+            self.scheduler.release(entry)
+        if not run.ended:
+            return  # retried before its end could be told: it goes on
         entry.settled = True
-        self.scheduler.forget(entry)
+        self._stand_back(entry)
         if entry.waiters:
             ended = run.copy()
             for waiter in entry.waiters:
@@ -215,6 +247,3 @@ class Lifecycle:
             parent = self._entries.get(run.parent_id)
             if parent is not None:
                 parent.children.discard(run.run_id)
-        if entry.task is None:
-            self.scheduler.release(entry)
-            self._entries.pop(run.run_id, None)

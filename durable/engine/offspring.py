@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from durable.core.records import Call, Kind, Record
+from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.attempt import Attempt
-from durable.errors import DurableError, LogFencedError, RunError, StorageError
+from durable.errors import AppError, DurableError, LogFencedError, RunError, StorageError
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.handle import raise_end
-
 
 #: Wait between tries while the store cannot say whether a key is taken, seconds.
 RETRY_SECONDS = 0.5
@@ -45,27 +44,31 @@ async def run_child(
 ) -> Record:
     """Start a child run, or find the one that was started before a crash, and wait for its end."""
     await attempt.values_durable()
-    families = attempt.services.families
     marker = attempt.memo.marker(call)
-    if marker is not None and "child" in marker.head:
-        child_id = str(marker.head["child"])
-    else:
-        try:
-            child_id = await _start(
-                attempt, task, options, arguments, attached=True,
-                note=lambda run_id, _: attempt.note(Kind.CHILD_STARTED, call, None, {"child": run_id}),
-            )  # fmt: skip
-        except LogFencedError:
-            raise
-        except DurableError as error:
-            return await attempt.settle_failure(call, error)
+    child_id = str(marker.head["child"]) if marker is not None and "child" in marker.head else None
+
+    def note(run_id: str, _: str | None) -> None:
+        nonlocal child_id
+        attempt.note(Kind.CHILD_STARTED, call, None, {"child": run_id})
+        child_id = run_id
+
     try:
-        child = await families.wait_ended(child_id)
+        if child_id is None:
+            await _start(attempt, task, options, arguments, attached=True, note=note)
+        child = await _ended(attempt, str(child_id))
+        if marker is not None and marker.attempt != attempt.attempt and child.status is Status.CANCELLED:
+            # Its parent's end cancelled it; the parent was retried, and what did not end well is run again.
+            await _start(attempt, task, options, arguments, attached=True, note=note)
+            child = await _ended(attempt, str(child_id))
+    except (AppError, LogFencedError):
+        raise  # no outcome of the child: the next process goes on
+    except DurableError as error:
+        return await attempt.settle_failure(call, error)
     except asyncio.CancelledError:
         if not attempt.interrupted and attempt.entry.run.status is Status.RUNNING:
             attempt.note_cancelled(call)
-            with suppress(DurableError):  # a child that is not told now is when its parent ends
-                await families.cancel_run(child_id, "the parent no longer waits for it")
+            if child_id is not None:  # nothing is awaited here: on replay there would be nothing to await
+                attempt.services.families.give_up(attempt.entry, child_id)
         raise
     if child.status is Status.COMPLETED:
         return await attempt.settle(call, Kind.STEP_COMPLETED, child.result, {"child": child_id})
@@ -73,6 +76,17 @@ async def run_child(
         raise_end(child)
     except RunError as error:
         return await attempt.settle_failure(call, error)
+
+
+async def _ended(attempt: Attempt, child_id: str) -> Run:
+    """Wait until the child has ended, and for a store that cannot tell now."""
+    while True:
+        try:
+            return await attempt.services.families.wait_ended(child_id)
+        except StorageError as error:
+            if not error.retryable:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def spawn(

@@ -20,6 +20,7 @@ from durable.errors import (
     DurableError,
     LogFencedError,
     RepositoryUnavailableError,
+    ShuttingDownError,
     StorageError,
     StorageFullError,
 )
@@ -29,6 +30,8 @@ logger = logging.getLogger("durable.engine")
 
 #: Wait between tries while the disk is full or a repository that has to be asked is away, seconds.
 RETRY_SECONDS = 0.5
+#: A unit becomes one frame of the log: with this many bytes in it, the next record of its run goes into another unit.
+UNIT_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Pipeline:
@@ -58,6 +61,7 @@ class Pipeline:
         self._wake: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
+        self._closed = False
         self.failure: StorageError | None = None
 
     def open(self) -> None:
@@ -78,9 +82,13 @@ class Pipeline:
         """
         if self.failure is not None:
             raise LogFencedError(str(self.failure)) from self.failure
+        if self._closed:
+            raise ShuttingDownError("the application is closed: nothing more is recorded")
         run = entry.run
         records = decide(run, command, self._clock.now(), self._records_max)
         unit = entry.unit
+        if unit is not None and records and unit.size_bytes + _size(records[0]) > UNIT_BYTES_MAX:
+            unit = None
         if unit is None:
             if join is not None and join in self._pending:
                 unit = entry.unit = join
@@ -92,12 +100,15 @@ class Pipeline:
             self._merge(unit, join)
         for record in records:
             apply(run, record)
-            unit.items.append((entry, record))  # type: ignore[union-attr]  # there is a unit where there are records
+            assert unit is not None  # where there are records
+            unit.items.append((entry, record))
+            unit.size_bytes += _size(record)
         return records
 
     def _merge(self, unit: Unit, other: Unit) -> None:
         unit.items.extend(other.items)
         unit.waiters.extend(other.waiters)
+        unit.size_bytes += other.size_bytes
         for entry, _ in other.items:
             entry.unit = unit
         self._pending.remove(other)
@@ -105,7 +116,9 @@ class Pipeline:
     def durable(self, entry: Entry) -> asyncio.Future[None]:
         """A future that is done when everything staged for the entry is durable."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if entry.unit is not None:
+        if self.failure is not None:
+            waiter.set_exception(_outcome_unknown(self.failure))
+        elif entry.unit is not None:
             entry.unit.waiters.append(waiter)
         else:
             for unit in self._in_flight:
@@ -116,6 +129,10 @@ class Pipeline:
                 waiter.set_result(None)
         return waiter
 
+    def is_durable(self, entry: Entry) -> bool:
+        """Whether nothing that was staged for the entry is still on its way."""
+        return entry.unit is None and not any(other is entry for unit in self._in_flight for other, _ in unit.items)
+
     def _kick(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -125,6 +142,7 @@ class Pipeline:
         while True:
             if not self._pending:
                 if self._closing:
+                    self._closed = True  # in this very turn: nothing may be staged that nobody commits
                     return
                 self._wake = loop.create_future()
                 await self._wake
@@ -175,6 +193,12 @@ class Pipeline:
         self._pending = []
         self._in_flight = []
         self._on_failure(error)
+
+
+def _size(record: Record) -> int:
+    """About how many bytes it will have."""
+    size = 256 + len(record.payload or b"") + len(record.ident)
+    return size + 4 * len(record.head["traceback"]) if "traceback" in record.head else size
 
 
 def _outcome_unknown(error: StorageError) -> DurableError:

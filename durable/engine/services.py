@@ -15,6 +15,7 @@ from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.pipeline import Pipeline
+from durable.engine.turns import Turns
 from durable.events.hub import Hub
 from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -35,8 +36,8 @@ class Families(Protocol):
         """Wait until the run has ended."""
         ...
 
-    async def cancel_run(self, run_id: str, reason: str | None) -> None:
-        """Cancel the run."""
+    def give_up(self, parent: Entry, run_id: str) -> None:
+        """Cancel a child that its parent no longer waits for, together with what the parent records of that; no other run."""
         ...
 
 
@@ -49,6 +50,7 @@ class Services:
     store: Store
     pipeline: Pipeline
     hub: Hub
+    turns: Turns
     invoker: Invoker
     codec: Codec
     codecs: Callable[[str | None], Codec]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
 from durable.core.commands import Begin, Create, Resume
-from durable.core.ids import make_run_id
+from durable.core.ids import after_run_id, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
 from durable.core.status import Status
@@ -49,7 +49,10 @@ class Starter:
         self._codec = codec
         self._clock = clock
         self._entropy = entropy
+        self._last_id = ""
         self._locks: dict[tuple[str | None, str], tuple[asyncio.Lock, int]] = {}
+        #: Keyed runs whose creation is on its way, even when who asked for it no longer waits.
+        self._creating: dict[tuple[str | None, str], Entry] = {}
 
     async def start(
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parentage: Parentage | None = None
@@ -74,7 +77,8 @@ class Starter:
         )  # fmt: skip
         if key is None:
             return await self._create(create, identity, parentage), None
-        create.fingerprint = sha256(self._codec.canonical([task.name, arguments])).hexdigest()
+        essential = task.facts.essential(arguments)
+        create.fingerprint = sha256(self._codec.canonical([task.name, essential])).hexdigest()
         return await self._start_keyed(create, task, identity, parentage), key
 
     def _key(
@@ -96,7 +100,8 @@ class Starter:
                 f"the key of task {task.name!r} must be a str of 1 to 500 characters, got {key!r:.100}", key="key"
             )
         if key == "auto":
-            return sha256(self._codec.canonical({"input": arguments, "name": task.name, "userId": user})).hexdigest()
+            essential = task.facts.essential(arguments)
+            return sha256(self._codec.canonical({"input": essential, "name": task.name, "userId": user})).hexdigest()
         return key
 
     async def _start_keyed(
@@ -108,6 +113,9 @@ class Starter:
         self._locks[name] = (lock, users + 1)
         try:
             async with lock:
+                creating = self._creating.get(name)
+                if creating is not None:
+                    await self._pipeline.durable(creating)
                 existing = await self._store.find_key(create.user, create.key)
                 if existing is None:
                     return await self._create(create, identity, parentage)
@@ -140,7 +148,8 @@ class Starter:
         await self._pipeline.durable(entry)
 
     async def _create(self, create: Create, identity: UserContext | None, parentage: Parentage | None) -> str:
-        run_id = make_run_id(self._clock.now(), self._entropy.token_bytes(10))
+        run_id = after_run_id(self._last_id, make_run_id(self._clock.now(), self._entropy.token_bytes(10)))
+        self._last_id = run_id
         entry = Entry(Run(run_id), identity)
         join = None
         if parentage is not None:
@@ -152,6 +161,10 @@ class Starter:
                 parentage.entry.children.add(run_id)
         self._pipeline.stage(entry, create, join=join)
         self._entries[run_id] = entry
+        if create.key is not None:
+            name = (create.user, create.key)
+            self._creating[name] = entry
+            self._pipeline.durable(entry).add_done_callback(lambda _: self._creating.pop(name, None))
         if not create.delay and self._scheduler.try_slot(entry):
             self._pipeline.stage(entry, Begin())
         try:

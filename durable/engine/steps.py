@@ -33,6 +33,7 @@ async def run_step(
     attempt.busy += 1
     try:
         while True:
+            attempt.check_current()
             try:
                 if services.on_step is not None:
                     services.on_step(attempt.run_id, call)

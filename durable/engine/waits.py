@@ -1,6 +1,7 @@
 """Calls that wait: for a time, and for a signal.
 
-Law: when a wait ends is recorded as it begins, so that a crash neither prolongs it nor starts it anew.
+Law: when a wait ends is recorded as it begins, so that a crash neither prolongs it nor starts it anew. A signal that was taken for a
+call which is then given up is unread again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import asyncio
 from durable.core.commands import Receive
 from durable.core.records import Call, Kind, Record
 from durable.engine.attempt import Attempt
+from durable.errors import DurableError, StorageError
+
+#: Wait between tries while the store cannot say what a signal holds, seconds.
+RETRY_SECONDS = 0.5
 
 
 def _deadline(attempt: Attempt, call: Call, kind: Kind, seconds: float, what: str) -> float:
@@ -41,41 +46,95 @@ async def receive(attempt: Attempt, call: Call, name: str, timeout: float | None
     elif attempt.memo.marker(call) is None:
         attempt.note(Kind.WAITING, call, None, {"what": name})
     future = attempt.delivery.expect(call)
-    taking: asyncio.Task[None] | None = None
+    mailbox = attempt.mailboxes.get(name)
+    if not isinstance(mailbox, Mailbox):
+        mailbox = attempt.mailboxes[name] = Mailbox(attempt, name)
+    mailbox.calls.append(call)
+    mailbox.wake()
+    expired = False
 
-    def take() -> None:
-        nonlocal taking
-        waiting.remove(take)
-        taking = asyncio.ensure_future(_take(attempt, call, name))
+    def expire() -> None:
+        nonlocal expired
+        if call in mailbox.calls:
+            expired = True
+            mailbox.give_up(call)
+            attempt.note_failure(call, TimeoutError(f"no signal {name!r} came within {timeout:g} s"))
 
-    waiting = attempt.receivers.setdefault(name, [])
-    waiting.append(take)
-    if len(waiting) == 1 and any(signal == name for _, signal in attempt.entry.run.signals):
-        take()
+    timer = None
+    if until is not None:
+        left = max(0.0, until - attempt.services.clock.now())
+        timer = asyncio.get_running_loop().call_later(left, expire)
     try:
-        left = None if until is None else max(0.0, until - attempt.services.clock.now())
-        done, _ = await asyncio.wait((future,), timeout=left)
-        if done or taking is not None:
-            return await future
-        attempt.delivery.forget(call)
-        return await attempt.settle_failure(call, TimeoutError(f"no signal {name!r} came within {timeout:g} s"))
+        # The future itself, and nothing around it: on replay the result comes by it too, in as many turns of the loop.
+        return await future
     except asyncio.CancelledError:
-        if taking is not None:
-            taking.cancel()
-        attempt.note_cancelled(call)
+        if not expired:  # else its outcome is on the way, and a call has one
+            seq = mailbox.give_up(call)
+            attempt.note_cancelled(call, None if seq is None else {"unread": seq, "what": name})
+            mailbox.wake()
         raise
     finally:
-        if take in waiting:
-            waiting.remove(take)
+        if timer is not None:
+            timer.cancel()
 
 
-async def _take(attempt: Attempt, call: Call, name: str) -> None:
-    """Hand the oldest signal of this name to the call."""
-    known: dict[int, bytes | None] = {}
-    while True:
-        oldest = next((seq for seq, signal in attempt.entry.run.signals if signal == name), None)
-        if oldest is None or oldest in known:
-            break
-        records = await attempt.services.store.history(attempt.run_id, after=oldest - 1, limit=1)
-        known[oldest] = records[0].payload
-    attempt.services.pipeline.stage(attempt.entry, Receive(name, call, known))
+class Mailbox:
+    """The calls of one attempt that wait for signals of one name: the oldest signal goes to the call that has waited longest."""
+
+    def __init__(self, attempt: Attempt, name: str) -> None:
+        self._attempt = attempt
+        self._name = name
+        self._handing_out: asyncio.Task[None] | None = None
+        #: Calls that wait, the oldest first.
+        self.calls: list[Call] = []
+        #: The signals (by seq) that were taken for calls.
+        self.taken: dict[Call, int] = {}
+
+    def wake(self) -> None:
+        """Hand out what is there."""
+        if self.calls and self._handing_out is None and self._oldest() is not None:
+            self._handing_out = asyncio.ensure_future(self._hand_out())
+
+    def close(self) -> None:
+        """The attempt is over."""
+        if self._handing_out is not None:
+            self._handing_out.cancel()
+
+    def give_up(self, call: Call) -> int | None:
+        """The call no longer waits. Returns the signal that was taken for it, if one was."""
+        if call in self.calls:
+            self.calls.remove(call)
+        return self.taken.pop(call, None)
+
+    def _oldest(self) -> int | None:
+        return next((seq for seq, name in self._attempt.entry.run.signals if name == self._name), None)
+
+    async def _hand_out(self) -> None:
+        attempt = self._attempt
+        try:
+            while self.calls and (seq := self._oldest()) is not None:
+                payload = await self._payload(seq)
+                if self.calls and self._oldest() == seq:
+                    call = self.calls.pop(0)
+                    self.taken[call] = seq
+                    attempt.services.pipeline.stage(attempt.entry, Receive(self._name, call, {seq: payload}))
+        except DurableError:
+            return  # the attempt is over, or the store failed: the body is being stopped
+        finally:
+            self._handing_out = None
+
+    async def _payload(self, seq: int) -> bytes | None:
+        """What a signal holds, once it is durable."""
+        attempt = self._attempt
+        while True:
+            try:
+                records = await attempt.services.store.history(attempt.run_id, after=seq - 1, limit=1)
+            except StorageError as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if records:
+                return records[0].payload
+            await attempt.services.pipeline.durable(attempt.entry)
+            await asyncio.sleep(0)

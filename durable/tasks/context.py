@@ -1,7 +1,8 @@
 """`Context`: what the engine tells a body about its run, and what a body may ask for.
 
 Law: reading `previous_events` takes recovery into the body's own hands: from then on what it emits is new. A body that never looks at
-them is replayed, and what it emitted before is not emitted twice.
+them is replayed, and what it emitted before is not emitted twice. A body that looks at `recovered` may go another way than its record:
+recorded results still come back to the calls that it makes again, and the calls that it does not make are not missed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing_extensions import TypeVar
 from durable.core.records import RESERVED_NAMES
 from durable.core.retry import seconds
 from durable.errors import ReservedNameError, StepContextError
-from durable.tasks.handle import Event
+from durable.tasks.handle import Event, remember_event_class
 
 #: What may be emitted. `object` by default: with Any there, mypy could not tell the overloads of `@task` apart.
 #: Covariant, so that a helper that takes a plain `Context` accepts any: the price is that it may emit what its caller did not name.
@@ -39,6 +40,10 @@ class Backing(Protocol):
     input: dict[str, Any]
     recovered: bool
     recovery_reason: RecoveryReason | None
+
+    def saw_recovery(self) -> None:
+        """The body was told that it was recovered: it may go another way than before."""
+        ...
 
     def previous_events(self) -> list[Event]:
         """Events that the body emitted before this attempt."""
@@ -130,8 +135,8 @@ def check_event_name(name: object) -> str:
 class Context(Generic[E_co]):
     """The run that the body belongs to. `Context[Events]` says which events the body emits."""
 
-    __slots__ = ("_backing", "_logger", "attempt", "input", "key", "max_attempts", "previous_error", "recovered",
-                 "recovery_reason", "run_id", "task_name", "user")  # fmt: skip
+    __slots__ = ("_backing", "_logger", "attempt", "input", "key", "max_attempts", "previous_error",
+                 "run_id", "task_name", "user")  # fmt: skip
 
     def __init__(self, backing: Backing) -> None:
         self._backing = backing
@@ -144,11 +149,23 @@ class Context(Generic[E_co]):
         self.max_attempts: int = backing.max_attempts
         self.previous_error: str | None = backing.previous_error
         self.input: dict[str, Any] = backing.input
-        self.recovered: bool = backing.recovered
-        self.recovery_reason: RecoveryReason | None = backing.recovery_reason
 
     def __repr__(self) -> str:
         return f"Context(run_id={self.run_id!r}, task_name={self.task_name!r}, attempt={self.attempt})"
+
+    @property
+    def recovered(self) -> bool:
+        """Whether this attempt goes on with what was begun before, in another process or before it was suspended."""
+        if self._backing.recovered:
+            self._backing.saw_recovery()
+        return self._backing.recovered
+
+    @property
+    def recovery_reason(self) -> RecoveryReason | None:
+        """Why it was recovered, if it was."""
+        if self._backing.recovered:
+            self._backing.saw_recovery()
+        return self._backing.recovery_reason
 
     @property
     def previous_events(self) -> list[Event]:
@@ -157,6 +174,7 @@ class Context(Generic[E_co]):
 
     def past(self, event_type: type[T]) -> list[T]:
         """The emitted values of one type from `previous_events`."""
+        remember_event_class(event_type)
         return [event.data for event in self.previous_events if isinstance(event.data, event_type)]
 
     @property
@@ -233,6 +251,9 @@ class Detached:
     def __init__(self, task_name: str, arguments: dict[str, Any]) -> None:
         self.task_name = task_name
         self.input = arguments
+
+    def saw_recovery(self) -> None:
+        """There was no record to leave."""
 
     def previous_events(self) -> list[Event]:
         """There was no attempt before."""

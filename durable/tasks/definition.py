@@ -43,6 +43,14 @@ class Result(Generic[R]):
     def __init__(self, value: R) -> None:
         self.value: R = value
 
+    def __repr__(self) -> str:
+        return f"Result({self.value!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result) and bool(self.value == other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none: the value may be one
+
 
 def shape_of(function: Callable[..., Any]) -> Shape:
     """How the function has to be run."""
@@ -81,6 +89,14 @@ def origin_of(function: Callable[..., Any]) -> str:
         function = function.func
     named: Any = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def code_of(function: Callable[..., Any]) -> object:
+    """What tells functions of one name apart: their code, which is the same when a nested function or a partial is made again."""
+    inner: Any = function
+    while isinstance(inner, partial) or inspect.ismethod(inner):
+        inner = inner.func if isinstance(inner, partial) else inner.__func__
+    return getattr(inner, "__code__", inner)
 
 
 def check_callable(function: object, what: str) -> Callable[..., Any]:
@@ -222,6 +238,17 @@ class FunctionFacts:
         except ValidationError as error:
             raise ValidationError(f"{name}: {error}", field=error.field, errors=error.errors) from None
         return bound.arguments
+
+    def essential(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments without those that are their parameter's default: two calls with equal ones are the same call."""
+        return {name: value for name, value in arguments.items() if not self._is_default(name, value)}
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        default = self.signature.parameters[name].default
+        try:
+            return value is default or (type(value) is type(default) and bool(value == default))
+        except Exception:  # noqa: BLE001 - `==` is the user's code
+            return False
 
     def call_arguments(self, arguments: Mapping[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turn stored arguments back into a call. Raises `ValidationError` where the signature has changed."""

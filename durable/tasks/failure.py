@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import BuiltinMethodType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import durable.errors
 from durable.codec.classes import NO_HINTS, find_class
@@ -26,6 +27,9 @@ TRACEBACK_CHARACTERS_MAX = 20_000
 NESTED_MAX = 8
 _LINE_CHARACTERS_MAX = 2_000
 _PACKAGE = str(Path(durable.errors.__file__).parent) + "/"
+
+#: Exception classes that are defined inside a function and were seen in this process: no module could find them again.
+_local_classes: WeakValueDictionary[str, type] = WeakValueDictionary()
 
 _Descriptor = MemberDescriptorType | GetSetDescriptorType
 
@@ -95,6 +99,9 @@ def _path(kind: type) -> str:
 
 
 def _find_class(path: str) -> type | None:
+    local = _local_classes.get(path)
+    if local is not None:
+        return local
     parts = path.split(".")
     for split in range(len(parts) - 1, 0, -1):
         try:
@@ -163,6 +170,9 @@ def _state(error: BaseException, codec: ValueCodec) -> bytes | None:
 
 
 def _tree(error: BaseException, sieve: ValueCodec | None, depth: int) -> list[Any]:
+    kind = type(error)
+    if "<locals>" in kind.__qualname__:
+        _local_classes[_path(kind)] = kind
     if depth == 0:
         raise NotStorableError(f"exceptions are nested more than {NESTED_MAX} deep")
     arguments: list[Any] | None = None

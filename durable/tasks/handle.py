@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NoReturn
+from weakref import WeakValueDictionary
 
 from typing_extensions import TypeVar
 
@@ -102,12 +103,22 @@ class RunInfo:
         )
 
 
-def _decoded(payload: bytes | None, codec: Codec) -> Any:
+#: Classes of typed events that are defined inside a function, by name: no module could find them again.
+_local_events: WeakValueDictionary[str, type] = WeakValueDictionary()
+
+
+def remember_event_class(kind: type) -> None:
+    """Have events of this class decoded, even if it is defined inside a function."""
+    if "<locals>" in kind.__qualname__:
+        _local_events[kind.__name__] = kind
+
+
+def _decoded(payload: bytes | None, codec: Codec, expected: Any = Any) -> Any:
     """Decode what an observer asks for; where its class is not loaded, the stored text says more than an error."""
     if payload is None:
         return None
     try:
-        return codec.decode(payload)
+        return codec.decode(payload, expected)
     except DecodeError:
         return payload.decode("utf-8", "replace")
 
@@ -119,7 +130,7 @@ _ENGINE_EVENTS: dict[Kind, Callable[[Record, Codec], Any]] = {
         "input": _decoded(record.payload, codec),
     },
     Kind.COMPLETED: lambda record, codec: {"result": _decoded(record.payload, codec)},
-    Kind.EVENT: lambda record, codec: _decoded(record.payload, codec),
+    Kind.EVENT: lambda record, codec: _decoded(record.payload, codec, _local_events.get(record.name, Any)),
     Kind.SIGNAL: lambda record, codec: {"name": record.name, "data": _decoded(record.payload, codec)},
     Kind.STEP_COMPLETED: lambda record, codec: {**_step(record), "result": _decoded(record.payload, codec)},
 }
@@ -160,6 +171,14 @@ class Handle(Generic[R_co]):
         self._returns = returns
         self.run_id: str = run_id
         self.key: str | None = key
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Handle):
+            return NotImplemented
+        return self.run_id == other.run_id
+
+    def __hash__(self) -> int:
+        return hash(self.run_id)
 
     def __repr__(self) -> str:
         return f"Handle(run_id={self.run_id!r}, key={self.key!r})"

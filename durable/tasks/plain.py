@@ -6,7 +6,9 @@ Law: nothing is recorded; unit tests need no engine.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import aclosing
+from types import TracebackType
 from typing import Any
 
 from durable.tasks.context import Context, Detached
@@ -36,14 +38,46 @@ async def call_plain_step(step: StepDefinition, args: tuple[Any, ...], kwargs: d
     return await run_function(step.facts, _with_context(step.facts, step.name, args, kwargs), kwargs)
 
 
-async def call_plain(task: TaskDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a task's function; of a generator, the value of the `Result` that it yields."""
+def call_plain(task: TaskDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    """Call a task's function."""
     facts = task.facts
     args = _with_context(facts, task.name, args, kwargs)
     if facts.shape != "generator":
-        return await run_function(facts, args, kwargs)
-    async with aclosing(facts.function(*args, **kwargs)) as values:
-        async for value in values:
-            if isinstance(value, Result):
-                return value.value
-    return None
+        return run_function(facts, args, kwargs)
+    return PlainGenerator(facts.function(*args, **kwargs))
+
+
+class PlainGenerator(Coroutine[Any, Any, Any]):
+    """A generator task called as a plain function: `async for` gives what it yields, `await` the value of its `Result`."""
+
+    def __init__(self, values: AsyncGenerator[Any, None]) -> None:
+        self._values = values
+        self._awaited: Coroutine[Any, Any, Any] | None = None
+
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        return self._values
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._result().__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on, as `asyncio` does with a coroutine."""
+        self._awaited = self._awaited or self._result()
+        return self._awaited.send(value)
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
+        """Raise in it, as `asyncio` does to cancel."""
+        self._awaited = self._awaited or self._result()
+        return self._awaited.throw(kind if value is None else value)
+
+    def close(self) -> None:
+        """End it."""
+        if self._awaited is not None:
+            self._awaited.close()
+
+    async def _result(self) -> Any:
+        async with aclosing(self._values) as values:
+            async for value in values:
+                if isinstance(value, Result):
+                    return value.value
+        return None

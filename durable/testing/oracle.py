@@ -146,6 +146,7 @@ class Oracle:
                 f"run {run.run_id} of {run.task} was parked, although its code is the same: {history[-1].head.get('message')}"
             )
         taken = Counter(record.head["signal"] for record in history if "signal" in record.head)
+        taken.subtract(record.head["unread"] for record in history if "unread" in record.head)
         if any(count > 1 for count in taken.values()):
             self.blame(f"run {run.run_id} took a signal twice: {taken}")
         calls = Counter((each.call, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt) for each in history

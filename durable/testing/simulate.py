@@ -261,6 +261,8 @@ class Simulation:
         self.repository = repository if repository is not None else MemoryRepository()
         self.oracle = Oracle()
         self.lives = self.crashes = self.trace = 0
+        #: What the coroutines of the last life raised when they were ended with it; for whoever looks at one seed.
+        self.last_words: list[str] = []
         self._now = 1_700_000_000.0
 
     def live(
@@ -311,16 +313,34 @@ class Simulation:
         return ending
 
     def _bury(self, loop: SimulatedLoop, life: Life | None) -> None:
+        self.disk.dead = True
         if life is not None:
             life.over = True
             life.app.engine.on_step = None
             leave_host(life.app.engine)
+        left = asyncio.all_tasks(loop)
         loop.abandon()
+        self.last_words = [said for task in left if (said := _close(task.get_coro())) is not None]
         self.repository.away = self.repository.fail_after = None
 
     def _open_runs(self) -> str:
         folded = [fold(records) for records in self.oracle.known.values()]
         return ", ".join(f"{run.task} {run.run_id} is {run.status} at {run.seq}" for run in folded if not run.ended)
+
+
+def _close(coroutine: Any) -> str | None:
+    """End a coroutine of a dead process, now, and return what it said last, if anything.
+
+    The garbage collector could end its parts in an order in which they meet freed tasks, and take the interpreter with it.
+    """
+    said = None
+    for _ in range(50):
+        try:
+            coroutine.close()
+            break
+        except BaseException as error:  # noqa: BLE001 - it may raise, or even wait for something, and is closed again
+            said = repr(error)
+    return said
 
 
 async def _run(

@@ -16,13 +16,14 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import durable
-from durable import Config, Context, Durable, Handle, Result, Retry, RunCancelledError, TransitionError, step, task
+from durable import Config, Context, Durable, Handle, Result, Retry, RunCancelledError, TransitionError, step
 from durable.config import EngineSettings, FlushSettings, LogSettings
 from durable.core.query import RunFilter
 from durable.core.records import Call, Kind, Record
@@ -36,6 +37,15 @@ CONFIG = Config(
 )
 #: Kills until the next wave of runs is started.
 KILLS_OF_A_WAVE = 4
+
+
+def killed(function: Any = None, /, **options: Any) -> Any:
+    """A task with a name that no other test's task has."""
+
+    def decorate(body: Any) -> Any:
+        return durable.task(name=f"kill.{body.__name__}", **options)(body)
+
+    return decorate if function is None else decorate(function)
 
 
 @dataclass(frozen=True)
@@ -71,24 +81,24 @@ async def breaking(number: int) -> int:
     raise KeyError(number)
 
 
-@step(retry=Retry(5, delay=0.002))
+@step(retry=Retry(50, delay=0.001, factor=1.0))
 async def shaky(number: int) -> int:
     if random.random() < 0.3:
         raise ConnectionError("try again")
     return number
 
 
-@task
+@killed
 async def sequential(wave: int) -> Total:
     return Total(tuple([await square(wave + number) for number in range(8)]), "squares")
 
 
-@task
+@killed
 async def gathering(wave: int) -> list[int]:
     return await asyncio.gather(*(square(wave + number) for number in range(6)), triple(wave))
 
 
-@task
+@killed
 async def completing(wave: int) -> set[int]:
     order = []
     for future in asyncio.as_completed([asyncio.ensure_future(square(wave + number)) for number in range(5)]):
@@ -97,7 +107,7 @@ async def completing(wave: int) -> set[int]:
     return set(order)
 
 
-@task
+@killed
 async def racing(wave: int) -> str:
     calls = [asyncio.create_task(square(wave + number)) for number in range(4)]
     _, pending = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +117,7 @@ async def racing(wave: int) -> str:
     return f"{await triple(wave)}"
 
 
-@task
+@killed
 async def grouped(wave: int) -> tuple[int, str]:
     total = 0
     async with asyncio.TaskGroup() as group:
@@ -120,7 +130,7 @@ async def grouped(wave: int) -> tuple[int, str]:
     return 0, "missed"
 
 
-@task
+@killed
 async def timed(wave: int) -> bool:
     try:
         async with durable.timeout(0.05):
@@ -132,7 +142,7 @@ async def timed(wave: int) -> bool:
     return False
 
 
-@task
+@killed
 async def queued(wave: int) -> list[int]:
     queue: asyncio.Queue[int] = asyncio.Queue(2)
     values: list[int] = []
@@ -151,12 +161,12 @@ async def queued(wave: int) -> list[int]:
     return sorted(values)
 
 
-@task
+@killed
 async def child(number: int) -> int:
     return await square(number) + await shaky(1)
 
 
-@task
+@killed
 async def family(wave: int) -> list[int]:
     first = await child(wave)
     handle = await child.options(key=f"child of {wave}").start(wave + 50)
@@ -164,7 +174,7 @@ async def family(wave: int) -> list[int]:
     return [first, *await asyncio.gather(*(child(wave + number) for number in range(3))), len(handle.run_id)]
 
 
-@task(retry=Retry(3, delay=0.01))
+@killed(retry=Retry(3, delay=0.01))
 async def retried(ctx: Context, wave: int) -> dict[str, int]:
     value = await square(wave)
     await shaky(wave)
@@ -173,7 +183,7 @@ async def retried(ctx: Context, wave: int) -> dict[str, int]:
     return {"value": value, "attempt": ctx.attempt}
 
 
-@task
+@killed
 async def yielding(wave: int) -> AsyncIterator[Any]:
     for number in range(4):
         yield "tick", number
@@ -181,12 +191,12 @@ async def yielding(wave: int) -> AsyncIterator[Any]:
     yield Result([wave])
 
 
-@task
+@killed
 async def receiving(ctx: Context, wave: int) -> list[object]:
     return [await ctx.wait_for("left"), await square(wave), *await asyncio.gather(ctx.wait_for("right"), triple(wave))]
 
 
-@task
+@killed
 async def endless(wave: int) -> None:
     while True:
         await durable.sleep(0.02)
@@ -284,6 +294,8 @@ def nursery(folder: str, side_path: str, kills: int, rng: random.Random) -> None
                 random.seed(rng.random() + number)
                 asyncio.run(live(folder, side_path, max(0, waves - 2), waves))
                 time.sleep(60)  # all was done: wait for the kill
+            except BaseException:  # noqa: BLE001 - a forked process may not go back to where it came from
+                traceback.print_exc()
             finally:
                 os._exit(3)
         seconds = rng.choice((0.015, 0.05, 0.15, 0.3)) * rng.random()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import durable
-from durable import Context, task
+from durable import Context
 from durable.testing.simulate import Witness
-from tests.simulation.engine_programs import Flaw, breaking, child, echo, noisy, shaky, square, triple
+from tests.simulation.engine_programs import child
+from tests.simulation.engine_steps import Flaw, breaking, echo, noisy, shaky, simulated, square, triple
 
 LEAVES = (
     "step",
@@ -75,7 +76,7 @@ def draw(rng: random.Random, size: int) -> Node:
     return node(size)
 
 
-@task
+@simulated
 async def fuzzed(ctx: Context, seed: int) -> str:
     rng = random.Random(seed)
     await Interpreter(ctx).run(draw(rng, rng.randint(2, 14)))

@@ -1,109 +1,30 @@
 """The programs of the engine's simulation: what people write with asyncio, each with a result that no crash may change.
 
-A step returns its value with a number that no other execution has: a body that sees the same number again sees a recorded result, not a
-second execution. What a body sees it shows to its `Witness`.
+What a body sees it shows to its `Witness`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import durable
-from durable import RERUN, Context, NonRetryableError, Result, Retry, RunError, RunFailedError, step, task
+from durable import RERUN, Context, NonRetryableError, Result, Retry, RunError, RunFailedError
 from durable.testing.simulate import Witness, current_life
-
-_numbers = itertools.count()
-QUICK = Retry(4, delay=0.05)
-
-
-@dataclass(frozen=True)
-class Token:
-    """A value, and which execution made it."""
-
-    value: int
-    execution: int
-
-
-class Flaw(Exception):
-    """What steps and bodies raise on purpose."""
-
-
-def _rng() -> random.Random:
-    life = current_life.get()
-    return life.rng
-
-
-async def _work() -> None:
-    """Take some time, or none."""
-    await asyncio.sleep(_rng().choice((0.0, 0.0, 0.01, 0.3)) * _rng().random())
-
-
-@step
-async def square(number: int) -> Token:
-    if _rng().random() < 0.7:
-        await _work()
-    return Token(number * number, next(_numbers))
-
-
-@step
-def triple(number: int) -> Token:
-    return Token(3 * number, next(_numbers))
-
-
-@step
-async def slow(number: int) -> Token:
-    await asyncio.sleep(5000)
-    return Token(number, next(_numbers))
-
-
-@step
-async def echo(value: Any) -> list[Any]:
-    await _work()
-    return [value, next(_numbers)]
-
-
-@step
-async def breaking(number: int) -> Token:
-    await _work()
-    raise Flaw(number, next(_numbers))
-
-
-@step(retry=QUICK)
-async def shaky(ctx: Context, number: int) -> Token:
-    await _work()
-    if _rng().random() < 0.4 and len(_tries.setdefault(ctx.step_key(), [])) < 2:
-        _tries[ctx.step_key()].append(number)
-        raise Flaw("try again")
-    return Token(number, next(_numbers))
-
-
-_tries: dict[str, list[int]] = {}
-
-
-@step
-async def noisy(ctx: Context, number: int) -> Token:
-    ctx.emit_nowait("heard", number)
-    await _work()
-    await ctx.emit("said", number)
-    return Token(number, next(_numbers))
-
+from tests.simulation.engine_steps import Flaw, Token, breaking, echo, noisy, shaky, simulated, slow, square, triple
 
 # -- one call after the other, and several at once
 
 
-@task
+@simulated
 async def sequential(ctx: Context, count: int) -> list[int]:
     saw = Witness(ctx)
     return [saw(await square(number)).value for number in range(count)]
 
 
-@task
+@simulated
 async def gathering(ctx: Context, count: int) -> list[int]:
     saw = Witness(ctx)
 
@@ -115,7 +36,7 @@ async def gathering(ctx: Context, count: int) -> list[int]:
     return await asyncio.gather(*(branch(number) for number in range(count)))
 
 
-@task
+@simulated
 async def completing(ctx: Context, count: int) -> list[int]:
     saw, values = Witness(ctx), []
     for future in asyncio.as_completed([square(number) for number in range(count)]):
@@ -125,7 +46,7 @@ async def completing(ctx: Context, count: int) -> list[int]:
     return sorted(values)
 
 
-@task
+@simulated
 async def racing(ctx: Context, count: int) -> str:
     saw = Witness(ctx)
     for turn in range(2):
@@ -139,7 +60,7 @@ async def racing(ctx: Context, count: int) -> str:
     return "done"
 
 
-@task
+@simulated
 async def grouped(ctx: Context, count: int) -> list[int]:
     saw = Witness(ctx)
     async with asyncio.TaskGroup() as group:
@@ -148,7 +69,7 @@ async def grouped(ctx: Context, count: int) -> list[int]:
     return [saw(call.result()).value for call in calls] + [saw(token).value for token in more]
 
 
-@task
+@simulated
 async def group_failing(ctx: Context, count: int) -> str:
     saw = Witness(ctx)
 
@@ -166,7 +87,7 @@ async def group_failing(ctx: Context, count: int) -> str:
     return f"{saw(await square(7)).value} after all"
 
 
-@task
+@simulated
 async def queued(ctx: Context, count: int) -> list[int]:
     saw, values = Witness(ctx), []
     queue: asyncio.Queue[Token | None] = asyncio.Queue(maxsize=2)
@@ -187,7 +108,7 @@ async def queued(ctx: Context, count: int) -> list[int]:
     return sorted(values)
 
 
-@task
+@simulated
 async def locked(ctx: Context, count: int) -> int:
     saw, lock, total = Witness(ctx), asyncio.Lock(), 0
 
@@ -205,7 +126,7 @@ async def locked(ctx: Context, count: int) -> int:
 # -- time, signals, other runs
 
 
-@task
+@simulated
 async def timed(ctx: Context, seconds: float) -> list[object]:
     saw, late = Witness(ctx), []
     for number in range(2):
@@ -224,7 +145,7 @@ async def timed(ctx: Context, seconds: float) -> list[object]:
     return late
 
 
-@task
+@simulated
 async def receiving(ctx: Context) -> list[object]:
     saw = Witness(ctx)
     first = saw(await ctx.wait_for("first"))
@@ -237,20 +158,20 @@ async def receiving(ctx: Context) -> list[object]:
     return [first, both[0], both[1]]
 
 
-@task
+@simulated
 async def child(ctx: Context, number: int) -> int:
     saw = Witness(ctx)
     await asyncio.sleep(0)
     return saw(await square(number)).value + 1
 
 
-@task
+@simulated
 async def bad_child(ctx: Context, number: int) -> int:
     await square(number)
     raise Flaw(number)
 
 
-@task
+@simulated
 async def family(ctx: Context, count: int) -> list[int]:
     saw = Witness(ctx)
     first = saw(await child(50))
@@ -266,14 +187,14 @@ async def family(ctx: Context, count: int) -> list[int]:
     return [first, *rest[:-1]]
 
 
-@task
+@simulated
 async def endless(ctx: Context, number: int) -> None:
     while True:
         await square(number)
         await durable.sleep(3)
 
 
-@task
+@simulated
 async def spawning(ctx: Context, count: int) -> list[int]:
     saw = Witness(ctx)
     handles = [await child.start(number) for number in range(count)]
@@ -289,7 +210,7 @@ async def spawning(ctx: Context, count: int) -> list[int]:
 # -- events, failures, recovery by hand
 
 
-@task
+@simulated
 async def emitting(ctx: Context, count: int) -> int:
     saw, life = Witness(ctx), current_life.get()
     for number in range(count):
@@ -302,7 +223,7 @@ async def emitting(ctx: Context, count: int) -> int:
     return count
 
 
-@task
+@simulated
 async def yielding(ctx: Context, count: int) -> AsyncIterator[Any]:
     saw = Witness(ctx)
     for number in range(count):
@@ -311,7 +232,7 @@ async def yielding(ctx: Context, count: int) -> AsyncIterator[Any]:
     yield Result(count)
 
 
-@task(retry=Retry(3, delay=0.1))
+@simulated(retry=Retry(3, delay=0.1))
 async def retried(ctx: Context, number: int) -> list[int]:
     saw = Witness(ctx)
     value = saw(await square(number)).value
@@ -325,7 +246,7 @@ async def retried(ctx: Context, number: int) -> list[int]:
     return [value, ctx.attempt]
 
 
-@task
+@simulated
 async def manual(ctx: Context, limit: int) -> int:
     done = len([event for event in ctx.previous_events if event.name == "tick"])
     for number in range(done, limit):
@@ -339,7 +260,7 @@ async def _recover(ctx: Context, limit: int) -> Any:
     return RERUN if len(ctx.previous_events) < limit else limit
 
 
-@task(recovery=_recover)
+@simulated(recovery=_recover)
 async def handled(ctx: Context, limit: int) -> int:
     done = len(ctx.previous_events)
     for number in range(done, limit):
@@ -349,7 +270,7 @@ async def handled(ctx: Context, limit: int) -> int:
     return limit
 
 
-@task(auto_recover=False)
+@simulated(auto_recover=False)
 async def returning(ctx: Context, count: int) -> int:
     saw = Witness(ctx)
     for number in range(count):
@@ -358,19 +279,19 @@ async def returning(ctx: Context, count: int) -> int:
     return count
 
 
-@task(timeout=3.0, retry=Retry(2, delay=0.0))
+@simulated(timeout=3.0, retry=Retry(2, delay=0.0))
 async def late(ctx: Context, number: int) -> None:
     saw = Witness(ctx)
     saw(await square(number))
     saw(await slow(number))
 
 
-@task(delay=0.7, priority=3)
+@simulated(delay=0.7, priority=3)
 async def delayed(ctx: Context, number: int) -> int:
     return Witness(ctx)(await square(number)).value
 
 
-@task(retry=Retry(2, delay=0.0))
+@simulated(retry=Retry(2, delay=0.0))
 async def failing(ctx: Context, number: int) -> int:
     saw = Witness(ctx)
     value = saw(await square(number)).value
@@ -379,13 +300,13 @@ async def failing(ctx: Context, number: int) -> int:
     return value
 
 
-@task
+@simulated
 async def hopeless(ctx: Context, number: int) -> int:
     await asyncio.gather(square(number), triple(number))
     raise NonRetryableError("it cannot be done")
 
 
-@task
+@simulated
 async def patient(ctx: Context, count: int) -> int:
     saw = Witness(ctx)
     for number in range(count):
@@ -395,12 +316,12 @@ async def patient(ctx: Context, count: int) -> int:
     return count
 
 
-@task
+@simulated
 def plain(number: int) -> int:
     return number + 1
 
 
-@task
+@simulated
 async def nested(ctx: Context, depth: int) -> int:
     if depth == 0:
         return saw_value(await square(2))

@@ -28,6 +28,7 @@ from tests.simulation.test_engine_crashes import quiet, run_seed
 
 __all__ = ["quiet"]  # the fixture
 
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 SEEDS_MAX = 1500
 
 

@@ -1,0 +1,65 @@
+"""A store between the engine and the real one, whose commits can be held and whose answers can fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.errors import RepositoryUnavailableError
+from durable.store.base import Store, Unit
+
+
+class Gate:
+    """Passes everything on, but for what a test wants otherwise."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        #: Methods that raise `RepositoryUnavailableError`.
+        self.failing: set[str] = set()
+        #: Set when a commit has come to a closed gate.
+        self.arrived = asyncio.Event()
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def hold(self) -> None:
+        """Let no commit through."""
+        self._open.clear()
+        self.arrived.clear()
+
+    def let_go(self) -> None:
+        """Let commits through again."""
+        self._open.set()
+
+    async def commit(self, units: Sequence[Unit]) -> None:
+        if not self._open.is_set():
+            self.arrived.set()
+            await self._open.wait()
+        await self.inner.commit(units)
+
+    async def find_key(self, user: str | None, key: str) -> Run | None:
+        self._ask("find_key")
+        return await self.inner.find_key(user, key)
+
+    async def find(self, run_id: str) -> Run | None:
+        self._ask("find")
+        return await self.inner.find(run_id)
+
+    async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
+        self._ask("history")
+        return await self.inner.history(run_id, after, limit)
+
+    def _ask(self, what: str) -> None:
+        if what in self.failing:
+            raise RepositoryUnavailableError(f"{what}: away")
+
+
+async def turns(count: int = 50) -> None:
+    """Let everything happen that can happen without time passing."""
+    for _ in range(count):
+        await asyncio.sleep(0)
