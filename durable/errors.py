@@ -66,7 +66,7 @@ class DurableError(Exception):
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
 
     def __reduce__(self) -> tuple[object, ...]:  # past the constructors, which want more than the message
-        return newobj, (type(self), *self.args), self.__dict__
+        return newobj, (type(self),), {**self.__dict__, "args": self.args}
 
 
 class ConfigError(DurableError):

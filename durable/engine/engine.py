@@ -195,9 +195,7 @@ class Engine:
         finally:
             self._state = "closed"
             for entry in self._entries.values():
-                entry.tell(
-                    ShuttingDownError("the application was closed before the run ended; it goes on at the next open")
-                )
+                entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
             self._hub.wake_all()
             self._task_defined = None
             await services.invoker.close()

@@ -80,7 +80,15 @@ class Execution(Attempt):
     async def wait_for(self, name: str, timeout: float | None) -> Any:
         """A signal."""
         call = self.number("wait_for", self.services.codec.identity(name))
-        return await self.pause(call, lambda: receive(self, call, name, timeout))
+        recorded = self.memo.result(call)
+        try:
+            return await self.pause(call, lambda: receive(self, call, name, timeout))
+        except asyncio.CancelledError:
+            if recorded is not None and "signal" in recorded.head:
+                # The process ended after it took the signal and before the body gave the call up, as it does again.
+                self.note_cancelled(call, {"unread": recorded.head["signal"], "what": name})
+                self.received(name)
+            raise
 
     def now(self) -> datetime:
         """The recorded time."""

@@ -147,26 +147,35 @@ class Pipeline:
                 self._wake = loop.create_future()
                 await self._wake
                 continue  # one turn has passed: what else became runnable in it has staged its records too
-            units = self._in_flight = self._pending
-            self._pending = []
-            for unit in units:
-                for entry, _ in unit.items:
-                    entry.unit = None
-            try:
-                await self._commit(units)
-            except StorageError as error:
-                self._fail(error, units)
+            if not await self._commit_pending():
                 return
-            except Exception as error:  # noqa: BLE001 - a store that breaks its contract: what became of the records is not known
-                self._fail(StorageError(f"the store raised {error!r}, which no store may"), units)
-                return
+            await asyncio.sleep(0)  # those who were told stage their next records first, and share one commit
+
+    async def _commit_pending(self) -> bool:
+        """Commit what has gathered, and act on it; False when the store takes nothing more."""
+        units = self._in_flight = self._pending
+        self._pending = []
+        for unit in units:
+            for entry, _ in unit.items:
+                entry.unit = None
+        try:
+            await self._commit(units)
             self._in_flight = []
             for unit in units:
                 self._publish(unit)
                 for waiter in unit.waiters:
                     if not waiter.done():
                         waiter.set_result(None)
-            await asyncio.sleep(0)  # those who were told stage their next records first, and share one commit
+        except StorageError as error:
+            self._fail(error, units)
+            return False
+        except (
+            Exception
+        ) as error:  # a store that breaks its contract, or a defect: what became of the records is not known
+            logger.exception("a commit, or what follows from it, failed in a way that it may not")
+            self._fail(StorageError(f"the store raised {error!r}, which no store may"), units)
+            return False
+        return True
 
     async def _commit(self, units: list[Unit]) -> None:
         batch = [[record for _, record in unit.items] for unit in units]

@@ -164,7 +164,7 @@ class Starter:
         if create.key is not None:
             name = (create.user, create.key)
             self._creating[name] = entry
-            self._pipeline.durable(entry).add_done_callback(lambda _: self._creating.pop(name, None))
+            self._pipeline.durable(entry).add_done_callback(lambda done: self._created(name, done))
         if not create.delay and self._scheduler.try_slot(entry):
             self._pipeline.stage(entry, Begin())
         try:
@@ -173,6 +173,11 @@ class Starter:
             self._entries.pop(run_id, None)
             raise
         return run_id
+
+    def _created(self, name: tuple[str | None, str], done: asyncio.Future[None]) -> None:
+        self._creating.pop(name, None)
+        if not done.cancelled():
+            done.exception()  # whoever waits for the start is told it
 
 
 async def _validate(task: TaskDefinition, arguments: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable.core.ids import is_run_id, make_run_id
+from durable.core.ids import after_run_id, is_run_id, make_run_id
 
 entropy = st.binary(min_size=10, max_size=10)
 times = st.integers(0, 2**48 - 1)
@@ -69,3 +69,13 @@ def test_more_entropy_than_needed_does_no_harm() -> None:
 def test_other_texts_are_no_ids(text: str) -> None:
     """32 lower-case hexadecimal digits, nothing before and nothing after them."""
     assert not is_run_id(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), entropy), max_size=20))
+def test_ids_of_one_process_are_in_the_order_in_which_they_were_made(made: list[tuple[int, bytes]]) -> None:
+    """Within a millisecond, and where the clock steps back."""
+    last = ""
+    for milliseconds, random in made:
+        following = after_run_id(last, make_run_id(milliseconds / 1000, random))
+        assert following > last and is_run_id(following)
+        last = following

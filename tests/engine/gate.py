@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable.core.records import Record
 from durable.core.run import Run
-from durable.errors import RepositoryUnavailableError
+from durable.errors import LogFencedError, RepositoryUnavailableError
 from durable.store.base import Store, Unit
 
 
@@ -19,6 +19,8 @@ class Gate:
         self.inner = inner
         #: Methods that raise `RepositoryUnavailableError`.
         self.failing: set[str] = set()
+        #: Tells the records with which the log is fenced.
+        self.fencing: Callable[[Record], bool] = lambda record: False
         #: Set when a commit has come to a closed gate.
         self.arrived = asyncio.Event()
         self._open = asyncio.Event()
@@ -40,6 +42,8 @@ class Gate:
         if not self._open.is_set():
             self.arrived.set()
             await self._open.wait()
+        if any(self.fencing(record) for unit in units for record in unit):
+            raise LogFencedError("as a failing disk would")
         await self.inner.commit(units)
 
     async def find_key(self, user: str | None, key: str) -> Run | None:

@@ -9,6 +9,7 @@ import pytest
 
 import durable
 from durable import Context, Durable, RunFailedError, Status, TransitionError, step, task
+from durable.core.records import Kind
 from durable.engine import waits
 from durable.store.base import Store
 from tests.engine.conftest import MakeApp
@@ -137,6 +138,34 @@ async def test_a_signal_that_meets_the_timeout_is_not_lost(make_app: MakeApp) ->
         gate.let_go()
         await sending
         await turns(200)
+    async with make_app() as app:
+        handle = await app.get(handle.run_id)
+        await handle.send("between")
+        assert await handle.wait(timeout=5) == ["late", 7]
+
+
+async def test_a_process_ends_between_taking_a_signal_and_giving_the_call_up(make_app: MakeApp) -> None:
+    """The next process gives the call up again, and the signal goes to the next call."""
+    app, gate = gated(make_app)
+    gate.fencing = lambda record: record.kind is Kind.STEP_CANCELLED
+    async with app:
+        handle = await app.start(late_signal)
+        await stage.there.wait()
+        await turns()
+        gate.hold()
+        sending = asyncio.ensure_future(asyncio.gather(handle.send("other"), turns()))
+        await gate.arrived.wait()
+        sending_too = asyncio.ensure_future(handle.send("s", 7))
+        await asyncio.sleep(0.04)  # until the time limit has passed: the signal and its end are in one batch
+        gate.let_go()
+        await asyncio.gather(sending, sending_too)
+        await turns(200)
+        history = await gate.inner.history(handle.run_id)
+        assert [record.head["signal"] for record in history if "signal" in record.head] == [6]
+    for _ in range(2):
+        async with make_app() as app:
+            handle = await app.get(handle.run_id)
+            await turns(200)
     async with make_app() as app:
         handle = await app.get(handle.run_id)
         await handle.send("between")

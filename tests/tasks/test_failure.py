@@ -19,7 +19,7 @@ import durable.errors
 from durable.codec import TaggedJson
 from durable.core.records import Failure
 from durable.errors import StepError, StepTimeoutError
-from durable.tasks.failure import MESSAGE_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX, describe, revive
+from durable.tasks.failure import MESSAGE_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX, _local_classes, describe, revive
 
 CODEC = TaggedJson()
 
@@ -144,11 +144,8 @@ def test_an_exception_comes_back_as_it_was(error: BaseException) -> None:
 
 def test_a_group_comes_back_with_its_members() -> None:
     """Groups in groups keep their classes; a member whose class is gone becomes a StepError in its place."""
-
-    class GoneError(Exception):
-        pass
-
-    group = TeamError("all", [PickyError(1, where="a"), ExceptionGroup("some", [KeyError("k"), GoneError("g")])])
+    gone = type("GoneError", (Exception,), {"__module__": __name__})
+    group = TeamError("all", [PickyError(1, where="a"), ExceptionGroup("some", [KeyError("k"), gone("g")])])
     made = round_trip(group)
     assert type(made) is TeamError
     assert str(made) == str(group)
@@ -189,6 +186,12 @@ def local_error() -> Exception:
     return LocalError("inside")
 
 
+def test_a_class_inside_a_function_is_found_where_it_was_seen() -> None:
+    """The process that raised it makes it again."""
+    error = local_error()
+    assert type(round_trip(error)) is type(error)
+
+
 SUBSTITUTED: list[tuple[BaseException, str]] = [
     (ValueError(threading.Lock()), "builtins.ValueError"),
     (TextNeedsLockError(), f"{__name__}.TextNeedsLockError"),
@@ -206,6 +209,7 @@ SUBSTITUTED: list[tuple[BaseException, str]] = [
 def test_what_cannot_come_back_is_a_step_error(error: BaseException, error_type: str) -> None:
     """It carries the recorded type, message and traceback."""
     failure = describe(error, CODEC)
+    _local_classes.clear()  # as in another process
     made = revive(failure, CODEC)
     assert type(made) is StepError
     assert made.error_type == failure.error_type == error_type
