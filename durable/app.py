@@ -19,7 +19,7 @@ from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.status import Status
 from durable.engine.engine import Engine
-from durable.errors import ConfigError, RunNotFoundError
+from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
 from durable.tasks.decorators import Task
@@ -151,11 +151,20 @@ class Durable:
         return self._handle(await self._engine.find_run(run_id))
 
     async def find(self, key: str, *, user: str | None = None) -> Handle[Any] | None:
-        """The run that was started with this key: by `user`, else by the one of `run_as`, else by nobody in particular."""
+        """The run that was started with this key: by `user`, else by the one of `run_as`, else by nobody in particular.
+
+        Keys belong to users. Where nobody in particular has the key, but one user has, it is that one's run; where several have,
+        `ConflictError` asks for `user=`.
+        """
         self._engine.check_readable()
         identity = current_identity.get()
         owner = user if user is not None or identity is None else identity.user
         run = await self._engine.store.find_key(owner, key)
+        if run is None and owner is None:
+            others = await self._engine.store.query(RunFilter(key=key, limit=2))
+            if len(others) > 1:
+                raise ConflictError(f"several users have a run with the key {key!r}: say which with user=", key=key)
+            run = others[0] if others else None
         return None if run is None else self._handle(run)
 
     def _handle(self, run: Any) -> Handle[Any]:

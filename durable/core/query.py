@@ -19,6 +19,7 @@ class RunFilter:
         status: these statuses.
         task: runs of this task.
         user: runs of this user.
+        key: runs that were started with this key, by any user.
         parent_id: children of this run.
         dead: dead letters only.
         open: runs that have not ended only.
@@ -29,6 +30,7 @@ class RunFilter:
     status: frozenset[Status] | None = None
     task: str | None = None
     user: str | None = None
+    key: str | None = None
     parent_id: str | None = None
     dead: bool = False
     open: bool = False
@@ -41,6 +43,7 @@ class RunFilter:
             (self.status is None or run.status in self.status)
             and (self.task is None or run.task == self.task)
             and (self.user is None or run.user == self.user)
+            and (self.key is None or run.key == self.key)
             and (self.parent_id is None or run.parent_id == self.parent_id)
             and (not self.dead or run.dead)
             and (not self.open or not run.ended)

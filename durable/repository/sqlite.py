@@ -329,7 +329,12 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], list[object]]:
         conditions.append("open = 1")
     if wanted.dead:
         conditions.append("dead = 1")
-    for column, value in (("task", wanted.task), ("user", wanted.user), ("parent_id", wanted.parent_id)):
+    for column, value in (
+        ("task", wanted.task),
+        ("user", wanted.user),
+        ("key", wanted.key),
+        ("parent_id", wanted.parent_id),
+    ):
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(text(value))

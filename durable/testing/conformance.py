@@ -239,6 +239,8 @@ class StoreConformance:
             assert (run.run_id, run.user) == (run_id(number), user)
         assert await store.find_key("c", "k") is None
         assert await store.find_key("a", "other") is None
+        assert ids(await store.query(RunFilter(key="k"))) == list(range(1, len(users) + 1))
+        assert await store.query(RunFilter(key="other")) == []
 
     async def test_a_key_has_one_run(self, world: World) -> None:
         """A second creation with a key, be the first open or long ended, is refused before anything is written."""

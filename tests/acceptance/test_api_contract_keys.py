@@ -164,3 +164,19 @@ def test_errors_can_be_pickled(kind: type[Any]) -> None:
     error = kind("what, which, why", **({"field": "f"} if issubclass(kind, ValidationError) else {}))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+
+
+async def test_find_sees_a_users_key(app: Durable) -> None:
+    """A key that nobody in particular has is looked for among the users; where several have it, `user=` has to say whose."""
+    mine = await keyed.options(key="owned", user="ann").start(1)
+    found = await app.find("owned")
+    assert found is not None
+    assert found.run_id == mine.run_id
+    await keyed.options(key="owned", user="bob").start(1)
+    with pytest.raises(ConflictError):
+        await app.find("owned")
+    theirs = await app.find("owned", user="ann")
+    assert theirs is not None
+    assert theirs.run_id == mine.run_id
+    with run_as(UserContext("eve")):
+        assert await app.find("owned") is None

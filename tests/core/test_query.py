@@ -10,9 +10,15 @@ from durable.core.query import RunFilter
 from durable.core.run import Run
 from durable.core.status import ENDED, Status
 
-RUN = Run("b" * 32, task="crawl", user="ann", parent_id="p", status=Status.FAILED, dead=True, ended_at=9.0)
+RUN = Run("b" * 32, task="crawl", user="ann", key="k", parent_id="p", status=Status.FAILED, dead=True, ended_at=9.0)
 ALL = RunFilter(
-    status=frozenset({Status.FAILED, Status.READY}), task="crawl", user="ann", parent_id="p", dead=True, after="a" * 32
+    status=frozenset({Status.FAILED, Status.READY}),
+    task="crawl",
+    user="ann",
+    key="k",
+    parent_id="p",
+    dead=True,
+    after="a" * 32,
 )
 
 
@@ -29,6 +35,8 @@ def test_a_filter_that_says_nothing_wants_everything() -> None:
         ("task", "other"),
         ("user", "bob"),
         ("user", None),
+        ("key", "other"),
+        ("key", None),
         ("parent_id", None),
         ("dead", False),
         ("run_id", "a" * 32),
