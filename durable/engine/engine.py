@@ -6,7 +6,6 @@ Law: it opens and closes the parts in order; rules live in `core/`, and what fol
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
+from durable.engine.recovery import go_on, load
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
 from durable.engine.starting import Parentage, Starter
@@ -40,8 +40,6 @@ from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
 from durable.tasks.registry import find_task, on_new_task
-
-logger = logging.getLogger("durable.engine")
 
 #: Runs and records that are read at once.
 PAGE = 500
@@ -121,52 +119,13 @@ class Engine:
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
 
-        await self._load()
+        await load(self._store, self._entries, self._limits.max_running)
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
         pipeline.open()
         self._state = "open"
         for entry in list(self._entries.values()):
-            self._resume_after_restart(entry)
-
-    async def _load(self) -> None:
-        """Load every run that had not ended."""
-        after: str | None = None
-        while page := await self._store.query(RunFilter(open=True, after=after, limit=PAGE)):
-            for run in page:
-                self._entries[run.run_id] = Entry(run)
-            after = page[-1].run_id
-        for entry in list(self._entries.values()):
-            run = entry.run
-            parent = self._entries.get(run.parent_id) if run.parent_id and run.attached else None
-            if parent is not None:
-                parent.children.add(run.run_id)
-        await self._read_ahead(list(self._entries.values()))
-
-    async def _read_ahead(self, entries: list[Entry]) -> None:
-        """Read the histories of those that can begin at once in a few large queries instead of one each."""
-        first = [entry for entry in entries if entry.run.status is not Status.SUSPENDED][: self._limits.max_running]
-        for start in range(0, len(first), PAGE):
-            found = await self._store.histories([entry.run.run_id for entry in first[start : start + PAGE]])
-            for entry in first[start : start + PAGE]:
-                entry.history = found.get(entry.run.run_id)
-
-    def _resume_after_restart(self, entry: Entry) -> None:
-        run = entry.run
-        if run.status is Status.SUSPENDED:
-            return
-        definition = find_task(run.task)
-        if definition is None:
-            logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
-            self._lifecycle.orphan(entry)
-        elif not definition.auto_recover:
-            self._services.pipeline.stage(
-                entry, Suspend("waits for a fresh start with its key, which brings its user back")
-            )
-        elif run.parent_id and run.attached and run.parent_id not in self._entries:
-            self._services.pipeline.stage(entry, Cancel(f"its parent {run.parent_id} has ended"))
-        else:
-            self._lifecycle.scheduler.schedule(entry)
+            go_on(entry, self._entries, lifecycle)
 
     async def close(self) -> None:
         """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.

@@ -86,32 +86,40 @@ class Pipeline:
             raise ShuttingDownError("the application is closed: nothing more is recorded")
         run = entry.run
         records = decide(run, command, self._clock.now(), self._records_max)
+        if not records:
+            return records
         unit = entry.unit
-        if unit is not None and records and unit.size_bytes + _size(records[0]) > UNIT_BYTES_MAX:
+        if unit is not None and unit.size_bytes + _size(records[0]) > UNIT_BYTES_MAX:
             unit = None
-        if unit is None:
-            if join is not None and join in self._pending:
-                unit = entry.unit = join
-            elif records:
-                unit = entry.unit = Unit()
-                self._pending.append(unit)
-                self._kick()
-        elif join is not None and join is not unit:
-            self._merge(unit, join)
+        if unit is None and join is not None and join in self._pending:
+            unit = entry.unit = join
+        elif unit is None:
+            unit = entry.unit = Unit()
+            self._pending.append(unit)
+            self._kick()
+        elif join is not None and join is not unit and join in self._pending:
+            unit = self._merged(unit, join)
         for record in records:
             apply(run, record)
-            assert unit is not None  # where there are records
             unit.items.append((entry, record))
             unit.size_bytes += _size(record)
         return records
 
-    def _merge(self, unit: Unit, other: Unit) -> None:
-        unit.items.extend(other.items)
-        unit.waiters.extend(other.waiters)
-        unit.size_bytes += other.size_bytes
-        for entry, _ in other.items:
-            entry.unit = unit
-        self._pending.remove(other)
+    def _merged(self, one: Unit, other: Unit) -> Unit:
+        """Make one unit of two; returns `one` where they are too large, or where a run's records would change their order."""
+        pending = self._pending
+        first, last = (one, other) if pending.index(one) < pending.index(other) else (other, one)
+        if first.size_bytes + last.size_bytes > UNIT_BYTES_MAX or any(
+            entry.unit is not first for entry, _ in first.items
+        ):
+            return one
+        last.items[:0] = first.items
+        last.waiters += first.waiters
+        last.size_bytes += first.size_bytes
+        for entry, _ in first.items:
+            entry.unit = last
+        pending.remove(first)
+        return last
 
     def durable(self, entry: Entry) -> asyncio.Future[None]:
         """A future that is done when everything staged for the entry is durable."""

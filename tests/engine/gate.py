@@ -58,6 +58,11 @@ class Gate:
         self._ask("history")
         return await self.inner.history(run_id, after, limit)
 
+    async def recorded(self, run_id: str, event_name: str) -> None:
+        """Wait until the run has a durable record of this name."""
+        while not any(record.event_name == event_name for record in await self.inner.history(run_id)):
+            await asyncio.sleep(0.001)
+
     def _ask(self, what: str) -> None:
         if what in self.failing:
             raise RepositoryUnavailableError(f"{what}: away")

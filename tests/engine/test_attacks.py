@@ -116,7 +116,7 @@ async def late_signal(ctx: Context) -> list[Any]:
     stage.there.set()
     got: list[Any] = []
     try:
-        async with durable.timeout(0.02):
+        async with durable.timeout(0.2):
             got.append(await ctx.wait_for("s"))
     except TimeoutError:
         got.append("late")
@@ -129,8 +129,7 @@ async def test_a_signal_that_meets_the_timeout_is_not_lost(make_app: MakeApp) ->
     app, gate = gated(make_app)
     async with app:
         handle = await app.start(late_signal)
-        await stage.there.wait()
-        await turns()
+        await gate.recorded(handle.run_id, "step:timer")
         gate.hold()
         await gate.arrived.wait()  # the end of the time limit
         sending = asyncio.ensure_future(handle.send("s", 7))
@@ -150,13 +149,12 @@ async def test_a_process_ends_between_taking_a_signal_and_giving_the_call_up(mak
     gate.fencing = lambda record: record.kind is Kind.STEP_CANCELLED
     async with app:
         handle = await app.start(late_signal)
-        await stage.there.wait()
-        await turns()
+        await gate.recorded(handle.run_id, "step:timer")
         gate.hold()
-        sending = asyncio.ensure_future(asyncio.gather(handle.send("other"), turns()))
+        sending = asyncio.ensure_future(handle.send("other"))
         await gate.arrived.wait()
         sending_too = asyncio.ensure_future(handle.send("s", 7))
-        await asyncio.sleep(0.04)  # until the time limit has passed: the signal and its end are in one batch
+        await asyncio.sleep(0.25)  # until the time limit has passed: the signal and its end are in one batch
         gate.let_go()
         await asyncio.gather(sending, sending_too)
         await turns(200)
@@ -176,8 +174,8 @@ async def test_a_process_ends_between_taking_a_signal_and_giving_the_call_up(mak
 async def two_limits(ctx: Context) -> str:
     stage.there.set()
     try:
-        async with durable.timeout(0.02):
-            await ctx.wait_for("s", timeout=0.02)
+        async with durable.timeout(0.1):
+            await ctx.wait_for("s", timeout=0.1)
     except TimeoutError:
         pass
     await effect("after")
@@ -190,11 +188,10 @@ async def test_two_time_limits_pass_at_the_same_moment(make_app: MakeApp) -> Non
     app, gate = gated(make_app)
     async with app:
         handle = await app.start(two_limits)
-        await stage.there.wait()
-        await turns()
+        await gate.recorded(handle.run_id, "step:timer")
         gate.hold()
         await gate.arrived.wait()
-        await asyncio.sleep(0.03)  # until both have passed
+        await asyncio.sleep(0.1)  # until both have passed
         gate.let_go()
         while not stage.effects:
             await asyncio.sleep(0.001)
