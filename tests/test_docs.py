@@ -6,6 +6,9 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from durable import Config, ConfigError
 from durable.config import EngineSettings, FlushSettings, Limits, LogSettings, PayloadSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -42,7 +45,10 @@ def render() -> str:
         "",
         "```python",
         "from durable import Config, Durable, Limits",
-        "from durable.config import EngineSettings",
+        "import pytest
+
+from durable import Config, ConfigError
+from durable.config import EngineSettings",
         "",
         "app = Durable(",
         '    "./state",',
@@ -71,3 +77,10 @@ def test_every_setting_is_explained() -> None:
     """A setting without a word about it is not finished."""
     for kind in PARTS.values():
         assert {spec.name for spec in fields(kind)} == set(explanations(kind))
+
+
+def test_a_value_has_to_fit_into_a_frame_of_the_log() -> None:
+    """A payload limit that no frame could hold is refused when the settings are made, not when a run reaches it."""
+    with pytest.raises(ConfigError) as caught:
+        Config(payload=PayloadSettings(bytes_max=64 * 1024 * 1024))
+    assert caught.value.key == "payload.bytes_max"

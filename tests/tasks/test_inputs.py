@@ -274,11 +274,13 @@ async def test_an_automatic_key_is_the_users_own(app: Durable) -> None:
 
 
 async def test_a_key_finds_its_run(app: Durable) -> None:
-    """For the user it was started for, or the one of `run_as`."""
+    """For the user it was started for, or the one of `run_as`; nobody else's."""
     handle = await app.start(two.options(key="k", user="ann"), 1)
-    assert await app.find("k") is None
     found = await app.find("k", user="ann")
     assert found is not None
     assert found.run_id == handle.run_id
+    assert await app.find("k", user="bob") is None
     with run_as(UserContext("ann")):
         assert (await app.find("k")) is not None
+    with run_as(UserContext("bob")):
+        assert await app.find("k") is None
