@@ -45,10 +45,7 @@ def render() -> str:
         "",
         "```python",
         "from durable import Config, Durable, Limits",
-        "import pytest
-
-from durable import Config, ConfigError
-from durable.config import EngineSettings",
+        "from durable.config import EngineSettings",
         "",
         "app = Durable(",
         '    "./state",',
