@@ -132,7 +132,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DurableError, OSError) as error:
         complain(str(error))
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
