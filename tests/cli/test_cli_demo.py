@@ -18,7 +18,7 @@ def test_the_demo_survives_its_kill(tmp_path: Path) -> None:
     """The worker is killed, the second takes the finished steps from the log, none of them runs again, nothing is left behind."""
     (tmp_path / "temporary").mkdir()
     shown = subprocess.run(
-        [sys.executable, "-m", "durable.cli.main", "demo"],
+        [sys.executable, "-m", "durable", "demo"],
         cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
@@ -41,7 +41,7 @@ def test_the_demo_survives_its_kill(tmp_path: Path) -> None:
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C ends the worker too, removes the folder, and shows no traceback."""
     (tmp_path / "temporary").mkdir()
-    command = [sys.executable, "-m", "durable.cli.main", "demo"]
+    command = [sys.executable, "-m", "durable", "demo"]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -184,7 +184,7 @@ def test_looking_works_beside_a_process(durable: Cli, holder: subprocess.Popen[s
 
 def test_following_goes_on_until_the_run_ends(durable: Cli, store: Path, holder: subprocess.Popen[str]) -> None:
     """Events that another process writes later are printed as they come, each once, and the end of the run is the end."""
-    command = [sys.executable, "-m", "durable.cli.main", "events", "slow", "--dir", str(store), "--follow"]
+    command = [sys.executable, "-m", "durable", "events", "slow", "--dir", str(store), "--follow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         seen: list[str] = []

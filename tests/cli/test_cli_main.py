@@ -53,7 +53,7 @@ def test_dir_may_stand_before_or_behind_the_command(durable: Cli, tmp_path: Path
 
 def test_a_reader_that_has_seen_enough_is_no_error(store: Path) -> None:
     """`durable log dump | head -1` says nothing on stderr."""
-    command = f"{sys.executable} -m durable.cli.main log dump {store} | head -1"
+    command = f"{sys.executable} -m durable log dump {store} | head -1"
     shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert len(shown.stdout.splitlines()) == 1
     assert shown.stderr == ""
@@ -61,7 +61,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(store: Path) -> None:
 
 def test_no_class_of_the_user_is_needed(store: Path) -> None:
     """A process that has never imported the user's code shows the stored values, class names included."""
-    command = [sys.executable, "-m", "durable.cli.main", "show", "good", "--dir", str(store)]
+    command = [sys.executable, "-m", "durable", "show", "good", "--dir", str(store)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     assert "Page(title='title of good.html', size=3)" in shown.stdout
 

@@ -45,7 +45,7 @@ def killed(folder: Path, name: str, *arguments: str, after: int) -> list[str]:
 def events(folder: Path, key: str) -> list[dict[str, Any]]:
     """Every record of a run, as the command line shows them."""
     shown = subprocess.check_output(
-        [sys.executable, "-m", "durable.cli.main", "events", key, "--steps", "--json"], cwd=folder, text=True
+        [sys.executable, "-m", "durable", "events", key, "--steps", "--json"], cwd=folder, text=True
     )
     return [json.loads(line) for line in shown.splitlines()]
 
@@ -100,9 +100,7 @@ def effect_of(recorded: dict[str, Any]) -> str:
 def test_pipeline_runs_no_finished_step_again(tmp_path: Path, after: int) -> None:
     """Counted outside the engine: what the log held at the kill has one effect, and the result is complete."""
     killed(tmp_path, "pipeline", after=after)
-    shown = subprocess.check_output(
-        [sys.executable, "-m", "durable.cli.main", "runs", "--json"], cwd=tmp_path, text=True
-    )
+    shown = subprocess.check_output([sys.executable, "-m", "durable", "runs", "--json"], cwd=tmp_path, text=True)
     run_id = json.loads(shown)["run_id"]
     recorded = [effect_of(event["data"]) for event in events(tmp_path, run_id) if event["name"] == "step:completed"]
     assert run(tmp_path, "pipeline").splitlines()[-1] == "the rows are in lines.csv"
@@ -111,7 +109,7 @@ def test_pipeline_runs_no_finished_step_again(tmp_path: Path, after: int) -> Non
     assert [effects[effect] for effect in recorded] == [1] * len(recorded)
     # A step that had its effect and was killed before it was recorded runs again: with two at once, two at most.
     assert sum(effects.values()) <= 7 + 2
-    story = subprocess.check_output([sys.executable, "-m", "durable.cli.main", "show", run_id], cwd=tmp_path, text=True)
+    story = subprocess.check_output([sys.executable, "-m", "durable", "show", run_id], cwd=tmp_path, text=True)
     steps = f"{len(recorded)} finished step{'s' if len(recorded) != 1 else ''}"
     assert f"the process was lost; recovered in a new one: {steps} came from the log, none of them ran again" in story
     assert len((tmp_path / "lines.csv").read_text().splitlines()) == 5
