@@ -167,7 +167,7 @@ def _encode_float(encoding: Encoding, value: float, depth: int) -> object:
 def _encode_items(encoding: Encoding, parts: Collection[object], depth: int, segment: str = "[{}]") -> list[object]:
     """The route of a list, and what the routes of other sequences begin with: one frame for each level of lists."""
     encoding.enter(len(parts), depth)
-    if type(parts) is list and len(parts) > 8 and _all_plain(parts):
+    if type(parts) is list and len(parts) > 8 and all_plain(parts):
         return parts
     routes, other = encoding.routes, encoding.other
     done: list[object] = []
@@ -357,7 +357,7 @@ def _require_no_attributes(value: object) -> None:
         raise Refused("it has attributes of its own", "Make it a dataclass.")
 
 
-def _all_plain(parts: list[object]) -> bool:
+def all_plain(parts: list[object]) -> bool:
     """Whether every part is a JSON scalar as it stands, found out in C where the types are uniform."""
     kinds = set(map(type, parts))
     if kinds <= PLAIN:

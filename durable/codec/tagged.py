@@ -20,6 +20,7 @@ from durable.codec.encoder import (
     TAG,
     UNKNOWN_TAG,
     Encoding,
+    all_plain,
     encode_object,
     plain_text,
     registered_route,
@@ -38,6 +39,8 @@ _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _IDENTITY_DEPTH_MAX = 100
 #: And at no more parts, so that a dense graph of objects costs a second or two at worst.
 _IDENTITY_NODES_MAX = 2**20
+#: Arguments of most calls are no more than these, and scalars.
+_FEW = 8
 
 
 def _refuse_constant(name: str) -> object:
@@ -155,6 +158,8 @@ class TaggedJson:
         """
         if type(value) is int and -INT_PLAIN_MAX <= value <= INT_PLAIN_MAX:
             return b"%d" % value
+        if type(value) is list and len(value) <= _FEW and all_plain(value):
+            return _utf8(plain_text(value))  # scalars as they stand: the canonical form is the plain one
         try:
             return self._identified(value)
         except RecursionError:

@@ -7,13 +7,14 @@ A unit holds the records that become durable together; it is one frame of the lo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from operator import attrgetter
 from struct import Struct
 from struct import error as StructError
 from typing import Any
 
 from durable.core.records import Kind, Record
-from durable.core.retry import Retry
+from durable.core.retry import ONCE, Retry
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.errors import ConfigError, DecodeError, StoreFormatError
@@ -132,13 +133,21 @@ _PLAIN = (
 )  # fmt: skip
 
 
+_plain_of = attrgetter(*_PLAIN)
+#: What they are in a run of which nothing is known: not stored, since most runs have most of them so.
+_USUAL = _plain_of(Run(""))
+
+
 def encode_run(run: Run) -> bytes:
     """Encode a run's state for a row of the repository, without `input` and `result`, which have columns of their own."""
-    state: dict[str, Any] = {name: getattr(run, name) for name in _PLAIN}
-    state["wire"] = WIRE_VERSION
-    state["status"] = run.status.value
-    state["retry"] = run.retry.to_json()
-    state["signals"] = run.signals
+    state: dict[str, Any] = {"wire": WIRE_VERSION, "status": run.status.value}
+    for name, value, usual in zip(_PLAIN, _plain_of(run), _USUAL, strict=True):
+        if value != usual:
+            state[name] = value
+    if run.retry is not ONCE:
+        state["retry"] = run.retry.to_json()
+    if run.signals:
+        state["signals"] = run.signals
     return _dump_head(state).encode("utf-8", "surrogatepass")
 
 
@@ -151,20 +160,15 @@ def decode_run(run_id: str, data: bytes, *, input: bytes, result: bytes | None) 
                 f"run {run_id} is stored in format {state['wire']}, this durable reads {WIRE_VERSION}"
             )
         run = Run(run_id)
+        run.seq, run.task = state["seq"], state["task"]  # what every run has
         for name in _PLAIN:
-            setattr(run, name, state[name])
+            if name in state:
+                setattr(run, name, state[name])
         run.status = Status(state["status"])
-        run.retry = Retry.from_json(state["retry"])
-        run.signals = [(seq, name) for seq, name in state["signals"]]
+        if "retry" in state:
+            run.retry = Retry.from_json(state["retry"])
+        run.signals = [(seq, name) for seq, name in state.get("signals", ())]
         run.input, run.result = input, result
     except (KeyError, TypeError, ConfigError, *_UNREADABLE) as error:
         raise DecodeError(f"the stored state of run {run_id} cannot be read: {error!r}") from error
     return run
-
-
-def runs_of(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by run, in order."""
-    grouped: dict[str, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record.run_id, []).append(record)
-    return grouped

@@ -56,6 +56,7 @@ class Entry:
         "execution",
         "history",
         "identity",
+        "in_flight",
         "place",
         "run",
         "settled",
@@ -71,6 +72,8 @@ class Entry:
         self.identity = identity
         #: Records decided and not yet handed to the store.
         self.unit: Unit | None = None
+        #: The last unit with its records that is on its way to the store.
+        self.in_flight: Unit | None = None
         #: The asyncio task that runs the body.
         self.task: asyncio.Task[None] | None = None
         self.execution: Running | None = None

@@ -57,7 +57,6 @@ class Pipeline:
         self._publish = publish
         self._on_failure = on_failure
         self._pending: list[Unit] = []
-        self._in_flight: list[Unit] = []
         self._wake: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
@@ -128,18 +127,15 @@ class Pipeline:
             waiter.set_exception(_outcome_unknown(self.failure))
         elif entry.unit is not None:
             entry.unit.waiters.append(waiter)
+        elif entry.in_flight is not None:
+            entry.in_flight.waiters.append(waiter)
         else:
-            for unit in self._in_flight:
-                if any(other is entry for other, _ in unit.items):
-                    unit.waiters.append(waiter)
-                    break
-            else:
-                waiter.set_result(None)
+            waiter.set_result(None)
         return waiter
 
     def is_durable(self, entry: Entry) -> bool:
         """Whether nothing that was staged for the entry is still on its way."""
-        return entry.unit is None and not any(other is entry for unit in self._in_flight for other, _ in unit.items)
+        return entry.unit is None and entry.in_flight is None
 
     def _kick(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -161,14 +157,17 @@ class Pipeline:
 
     async def _commit_pending(self) -> bool:
         """Commit what has gathered, and act on it; False when the store takes nothing more."""
-        units = self._in_flight = self._pending
+        units = self._pending
         self._pending = []
         for unit in units:
             for entry, _ in unit.items:
                 entry.unit = None
+                entry.in_flight = unit
         try:
             await self._commit(units)
-            self._in_flight = []
+            for unit in units:
+                for entry, _ in unit.items:
+                    entry.in_flight = None
             for unit in units:
                 self._publish(unit)
                 for waiter in unit.waiters:
@@ -208,7 +207,6 @@ class Pipeline:
                 if not waiter.done():
                     waiter.set_exception(_outcome_unknown(error))
         self._pending = []
-        self._in_flight = []
         self._on_failure(error)
 
 
