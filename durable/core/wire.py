@@ -127,7 +127,7 @@ def decode_unit(data: bytes, batch: int = 0) -> list[Record]:
 
 #: Fields of a run that are plain JSON values as they are.
 _PLAIN = (
-    "seq", "task", "version", "key", "user", "parent_id", "attached", "priority", "fingerprint", "timeout", "attempt",
+    "version", "key", "user", "parent_id", "attached", "priority", "fingerprint", "timeout", "attempt",
     "attempt_base", "recoveries", "recovery_reason", "not_before", "created_at", "started_at", "ended_at", "failure",
     "dead", "reason",
 )  # fmt: skip
@@ -140,7 +140,7 @@ _USUAL = _plain_of(Run(""))
 
 def encode_run(run: Run) -> bytes:
     """Encode a run's state for a row of the repository, without `input` and `result`, which have columns of their own."""
-    state: dict[str, Any] = {"wire": WIRE_VERSION, "status": run.status.value}
+    state: dict[str, Any] = {"wire": WIRE_VERSION, "status": run.status.value, "seq": run.seq, "task": run.task}
     for name, value, usual in zip(_PLAIN, _plain_of(run), _USUAL, strict=True):
         if value != usual:
             state[name] = value

@@ -170,3 +170,16 @@ def test_completing_clears_the_failure_of_an_earlier_attempt() -> None:
 def test_a_run_without_input_has_null() -> None:
     """An empty payload is read as no input, which JSON calls null."""
     assert fold([bare(Kind.CREATED)]).input == b"null"
+
+
+def test_a_signal_that_was_taken_for_nothing_is_unread_again() -> None:
+    """A call that is given up after it took a signal puts it back in its place; one that was never there is no harm."""
+    run = made(Status.RUNNING)
+    give(run, Send("a", b"1", 9), Send("a", b"2", 9))
+    first, second = (seq for seq, _ in run.signals)
+    apply(run, bare(Kind.STEP_COMPLETED, run.seq + 1, {"signal": first}))
+    assert run.signals == [(second, "a")]
+    apply(run, bare(Kind.STEP_COMPLETED, run.seq + 1, {"signal": first}))
+    assert run.signals == [(second, "a")]
+    apply(run, bare(Kind.STEP_CANCELLED, run.seq + 1, {"unread": first, "what": "a"}))
+    assert run.signals == [(first, "a"), (second, "a")]

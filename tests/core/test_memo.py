@@ -445,3 +445,46 @@ def test_every_guess_has_its_own_words(two: History) -> None:
         for code, steps, unknown in [("x", "x", "x"), ("b", "ab", ""), ("x", "abx", "x")]
     ]
     assert all(one != other for one, other in itertools.combinations(guesses, 2))
+
+
+# --- a body that may go another way --------------------------------------------------------------------------------------------------
+
+
+def test_a_relaxed_record_serves_whoever_calls_and_misses_nothing(past: History) -> None:
+    """Results come to whoever calls, the oldest first; what is not called is not missed, and what is new is no divergence."""
+    past.add(1, "a")
+    past.add(2, "b")
+    past.add(3, "said", Kind.EVENT)
+    memo = past.memo()
+    assert memo.replaying
+    memo.relax()
+    assert (memo.replaying, memo.repeating, memo.leftover()) == (False, True, ())
+    second, first = memo.number("b", b""), memo.number("a", b"")
+    assert memo.result(memo.number("said", b"")) is not None
+    assert names(memo.next_batch([second, first])) == ["a"]
+    assert names(memo.next_batch([second])) == ["b"]
+
+
+def test_a_relaxed_body_repeats_itself_until_it_does_something_new(past: History) -> None:
+    """From the first call that is not recorded on, the body no longer repeats what it did."""
+    past.add(1, "a")
+    memo = past.memo()
+    memo.relax()
+    memo.number("new", b"")
+    assert not memo.repeating
+
+
+def test_a_call_given_up_after_its_outcome_was_recorded_has_no_other(past: History) -> None:
+    """The record that it was given up takes the place of the outcome that the body never got, also when that was alone in its batch."""
+    past.add(1, "a")
+    past.add(2, "b")
+    past.add(2, "c")
+    past.add(3, "a", Kind.STEP_CANCELLED)
+    past.add(4, "b", Kind.STEP_CANCELLED)
+    memo = past.memo()
+    calls = {name: memo.number(name, b"") for name in "abc"}
+    found = memo.result(calls["a"])
+    assert found is not None
+    assert found.kind is Kind.STEP_CANCELLED
+    assert names(memo.next_batch([calls["c"]])) == ["c"]
+    assert [record.kind for record in memo.next_batch([])] == [Kind.STEP_CANCELLED]
