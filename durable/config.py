@@ -12,8 +12,6 @@ from durable.errors import ConfigError
 
 KIB = 1024
 MIB = 1024 * KIB
-#: Room in a frame for what is around a value: names, arguments, a traceback.
-FRAME_SPARE_BYTES = MIB
 
 
 def _require(condition: bool, key: str, value: object, rule: str) -> None:
@@ -149,13 +147,13 @@ class Config:
             ("engine", EngineSettings),
         ):
             _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
-        # A value travels in one frame of the log, with its record's name, arguments and traceback around it.
-        room = self.log.frame_bytes_max - FRAME_SPARE_BYTES
+        # A value travels in one frame of the log, with its record's name, arguments or traceback around it.
+        room = self.log.frame_bytes_max // 2
         _require(
             self.payload.bytes_max <= room,
             "payload.bytes_max",
             self.payload.bytes_max,
-            f"at most {room}, to fit into log.frame_bytes_max with what is around it",
+            f"at most {room}, half of log.frame_bytes_max, to fit into a frame with what is around it",
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from durable.app import Durable
-from durable.config import Config, EngineSettings, FlushSettings, Limits, LogSettings
+from durable.config import Config, EngineSettings, FlushSettings, Limits, LogSettings, PayloadSettings
 from durable.core.records import ENDS, Call, Kind, Record
 from durable.core.run import Run, fold
 from durable.core.status import Status
@@ -38,6 +38,7 @@ T = TypeVar("T")
 #: Small enough that segments turn over and batches end everywhere.
 SMALL = Config(
     log=LogSettings(segment_bytes=8192, frame_bytes_max=65536, segment_age_seconds=2.0, low_water_bytes=0),
+    payload=PayloadSettings(bytes_max=32768),
     flush=FlushSettings(interval_seconds=0.2, batch_records_max=20, breaker_threshold=2, breaker_open_seconds=1.0),
     engine=EngineSettings(shutdown_grace_seconds=1.0, cancel_grace_seconds=0.5),
 )
