@@ -6,8 +6,8 @@ which they were committed, one batch at a time and in order; results of earlier 
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from durable.core.records import Call, Kind, Record
@@ -33,21 +33,27 @@ class Divergence:
     added: bool = False
 
 
+#: For the many runs without a past, which put nothing into them: empty ones cost a kilobyte a run.
+_NO_CALLS: set[Call] = set()
+_NO_BATCHES: deque[list[Record]] = deque()
+
+
 class Memo:
     """The recorded calls of one run, as one attempt sees them."""
 
     __slots__ = ("_batches", "_called", "_counts", "_events", "_markers", "_prior", "_repeated", "_results")
 
-    def __init__(self, records: Iterable[Record] = (), attempt: int = 1) -> None:
-        self._counts: Counter[tuple[str, bytes]] = Counter()
-        self._called: set[Call] = set()
+    def __init__(self, records: Sequence[Record] = (), attempt: int = 1) -> None:
+        self._counts: dict[tuple[str, bytes], int] = {}
         self._prior: dict[Call, Record] = {}
         self._results: dict[Call, Record] = {}
         self._markers: dict[Call, Record] = {}
-        self._batches: deque[list[Record]] = deque()
         self._events: list[Record] = []
+        #: Calls that the code has made while results of this attempt are still to be handed back.
+        self._called: set[Call] = set() if records else _NO_CALLS
         #: After `relax`: the recorded calls of this attempt that have not been handed back.
-        self._repeated: set[Call] = set()
+        self._repeated: set[Call] = set() if records else _NO_CALLS
+        self._batches: deque[list[Record]] = deque() if records else _NO_BATCHES
         for record in records:
             self._take(record, attempt)
 
@@ -104,7 +110,7 @@ class Memo:
     def number(self, name: str, ident: bytes) -> Call:
         """Give a call its identity: its occurrence among equal ones."""
         key = (name, ident)
-        occurrence = self._counts[key]
+        occurrence = self._counts.get(key, 0)
         self._counts[key] = occurrence + 1
         call = (name, ident, occurrence)
         if self._batches:

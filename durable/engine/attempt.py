@@ -55,6 +55,41 @@ class Receivers(Protocol):
 class Attempt:
     """One attempt of one run."""
 
+    # A run that is executing is one of many thousands: no dictionary of its own.
+    __slots__ = (
+        "_base_seq",
+        "_counters",
+        "_pausing",
+        "_previous",
+        "_steps",
+        "_thread",
+        "_unsynced_value",
+        "_watching",
+        "attempt",
+        "body",
+        "context",
+        "definition",
+        "delivery",
+        "entry",
+        "input",
+        "interrupted",
+        "key",
+        "loop",
+        "mailboxes",
+        "manual",
+        "max_attempts",
+        "memo",
+        "performing",
+        "previous_error",
+        "recovered",
+        "recovery_reason",
+        "run_id",
+        "services",
+        "sites",
+        "task_name",
+        "user",
+    )
+
     def __init__(
         self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool
     ) -> None:
@@ -80,8 +115,6 @@ class Attempt:
         self.manual = False
         #: The calls that are under way, and the asyncio tasks that make them.
         self.performing: dict[Call, asyncio.Task[Any] | None] = {}
-        #: Steps of this attempt that are executing.
-        self.busy = 0
         self._pausing = 0
         self._watching = 0
         #: Per name of a signal, the calls that wait for one.

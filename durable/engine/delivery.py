@@ -8,7 +8,6 @@ with one call outstanding, made by the body itself, has nothing that could be in
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from durable.core.memo import Divergence, Memo
@@ -25,6 +24,25 @@ class Delivery:
         stall_seconds: how long a quiet replay may wait for the next recorded call.
         run_new_steps: whether a step that was added to the code is run.
     """
+
+    __slots__ = (
+        "_activity",
+        "_concurrent",
+        "_diverged",
+        "_has_step",
+        "_held",
+        "_live",
+        "_loop",
+        "_memo",
+        "_run_new_steps",
+        "_stall_seconds",
+        "_stalled",
+        "_turns",
+        "_waiting",
+        "_watch",
+        "added",
+        "outstanding",
+    )
 
     def __init__(
         self,
@@ -47,8 +65,8 @@ class Delivery:
         self._waiting: dict[Call, asyncio.Future[Record]] = {}
         self._held: dict[Call, asyncio.Future[None]] = {}
         #: Calls that the code gained since the run began.
-        self.added: set[Call] = set()
-        self._live: deque[Sequence[Record]] = deque()
+        self.added: frozenset[Call] = frozenset()
+        self._live: list[Sequence[Record]] = []
         #: Calls that have not ended.
         self.outstanding = 0
         self._concurrent = False
@@ -147,7 +165,7 @@ class Delivery:
         elif self._held:
             self._release()
         elif self._live:
-            self._hand_over(self._live.popleft())
+            self._hand_over(self._live.pop(0))
         else:
             return
         self._arm()
@@ -168,7 +186,7 @@ class Delivery:
                 self._arm()
                 return
         if self._held and self._run_new_steps and self._memo.diverged(tuple(self._held), self._has_step).added:
-            self.added.update(self._held)
+            self.added |= self._held.keys()
             self._release()
         elif self._stalled is None and (self._held or self._blocked()):
             # Plain asyncio may still be on its way to the recorded call: give it time.

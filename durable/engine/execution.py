@@ -30,6 +30,8 @@ from durable.tasks.host import Host, current_scope
 class Execution(Attempt):
     """The scope of a body, and the backing of its context."""
 
+    __slots__ = ()
+
     # --- what the body may ask for: Scope ---------------------------------------------------------------------------------------
 
     @property

@@ -30,7 +30,6 @@ async def run_step(
     marker = attempt.memo.marker(call)
     number = 1 if marker is None else int(marker.head.get("try", 0)) + 1
     token = current_scope.set(scope)
-    attempt.busy += 1
     try:
         while True:
             attempt.check_current()
@@ -57,7 +56,6 @@ async def run_step(
                 attempt.note_cancelled(call)
                 raise
     finally:
-        attempt.busy -= 1
         current_scope.reset(token)
     return await attempt.settle(call, Kind.STEP_COMPLETED, payload, {"codec": step.codec} if step.codec else None)
 
