@@ -132,6 +132,9 @@ class Delivery:
     def close(self) -> None:
         """The attempt is over."""
         self._turns.disarm(self._watch)
+        # Let go of what leads back here: what an attempt leaves is freed at once, and not by the next collection of cycles.
+        self._watch.quiet = _nothing
+        self._diverged = _unheard
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -203,3 +206,11 @@ class Delivery:
             self._arm()
         elif self._memo.missing():
             self._diverged(self._memo.diverged(tuple(self._held), self._has_step))
+
+
+def _nothing() -> None:
+    """The attempt is over."""
+
+
+def _unheard(divergence: Divergence) -> None:
+    """The attempt is over."""

@@ -164,6 +164,8 @@ class Lifecycle:
             execution = Execution(self.services, entry, definition, memo, recovered)
             entry.execution = execution
             await run_body(execution)
+            del execution.context  # what leads back: see `Delivery.close`
+            execution.body = None
         except DurableError as error:
             logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from dataclasses import dataclass
@@ -12,8 +13,21 @@ from typing import Any
 import pytest
 
 import durable
-from durable import Config, Context, PayloadTooLargeError, Retry, RunFailedError, Status, TransitionError, step, task
+from durable import (
+    Config,
+    Context,
+    Durable,
+    PayloadTooLargeError,
+    Retry,
+    RunFailedError,
+    Status,
+    TransitionError,
+    step,
+    task,
+)
 from durable.config import PayloadSettings
+from durable.engine.execution import Execution
+from durable.store import MemoryStore
 from tests.engine.conftest import MakeApp
 
 seen: list[str] = []
@@ -247,3 +261,19 @@ async def follow(handle: Any) -> None:
 @task
 async def leaves_nothing() -> None:
     await durable.sleep(3600)
+
+
+async def test_an_ended_run_is_freed_without_a_collection() -> None:
+    """What an attempt leaves refers to itself nowhere, so it is gone at once: nobody's collector has to look for it."""
+    async with Durable(MemoryStore()) as app:
+        await (await app.start(stores_large, 1))
+        await asyncio.sleep(0)
+        gc.collect()
+        gc.disable()
+        try:
+            for size in range(20):
+                await (await app.start(stores_large, size))
+            await asyncio.sleep(0)
+            assert [each for each in gc.get_objects() if isinstance(each, Execution)] == []
+        finally:
+            gc.enable()
