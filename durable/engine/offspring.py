@@ -13,12 +13,10 @@ from durable.core.records import Call, Kind, Record
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.attempt import Attempt
-from durable.errors import AppError, DurableError, LogFencedError, RunError, StorageError
+from durable.engine.services import patiently
+from durable.errors import AppError, DurableError, LogFencedError, RunError
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.handle import raise_end
-
-#: Wait between tries while the store cannot say whether a key is taken, seconds.
-RETRY_SECONDS = 0.5
 
 
 async def _start(
@@ -26,17 +24,9 @@ async def _start(
     *, attached: bool, note: Callable[[str, str | None], None],
 ) -> str:  # fmt: skip
     """Start a run; a store that cannot do it now, but may later, is waited for: it is no failure of the body."""
-    while True:
-        try:
-            run_id, _ = await attempt.services.families.start_child(
-                attempt.entry, task, options, arguments, attached=attached, note=note
-            )
-        except StorageError as error:
-            if not error.retryable:
-                raise
-            await asyncio.sleep(RETRY_SECONDS)
-        else:
-            return run_id
+    start = attempt.services.families.start_child
+    run_id, _ = await patiently(lambda: start(attempt.entry, task, options, arguments, attached=attached, note=note))
+    return run_id
 
 
 async def run_child(
@@ -80,13 +70,7 @@ async def run_child(
 
 async def _ended(attempt: Attempt, child_id: str) -> Run:
     """Wait until the child has ended, and for a store that cannot tell now."""
-    while True:
-        try:
-            return await attempt.services.families.wait_ended(child_id)
-        except StorageError as error:
-            if not error.retryable:
-                raise
-            await asyncio.sleep(RETRY_SECONDS)
+    return await patiently(lambda: attempt.services.families.wait_ended(child_id))
 
 
 async def spawn(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from durable.clock import Clock, Entropy
 from durable.codec import Codec
@@ -14,12 +14,15 @@ from durable.core.records import Call
 from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
-from durable.engine.pipeline import Pipeline
+from durable.engine.pipeline import RETRY_SECONDS, Pipeline
 from durable.engine.turns import Turns
+from durable.errors import StorageError
 from durable.events.hub import Hub
 from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import Host
+
+T = TypeVar("T")
 
 
 class Families(Protocol):
@@ -61,3 +64,14 @@ class Services:
     closing: asyncio.Event
     #: Called with the run's id and the call, before each try of a step's body; for tests that count.
     on_step: Callable[[str, Call], None] | None = None
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the store, and again while it cannot answer now but may later: that is no failure of whoever asks."""
+    while True:
+        try:
+            return await ask()
+        except StorageError as error:
+            if not error.retryable:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)

@@ -11,10 +11,8 @@ import asyncio
 from durable.core.commands import Receive
 from durable.core.records import Call, Kind, Record
 from durable.engine.attempt import Attempt
-from durable.errors import DurableError, StorageError
-
-#: Wait between tries while the store cannot say what a signal holds, seconds.
-RETRY_SECONDS = 0.5
+from durable.engine.services import patiently
+from durable.errors import DurableError
 
 
 def _deadline(attempt: Attempt, call: Call, kind: Kind, seconds: float, what: str) -> float:
@@ -127,13 +125,7 @@ class Mailbox:
         """What a signal holds, once it is durable."""
         attempt = self._attempt
         while True:
-            try:
-                records = await attempt.services.store.history(attempt.run_id, after=seq - 1, limit=1)
-            except StorageError as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
+            records = await patiently(lambda: attempt.services.store.history(attempt.run_id, after=seq - 1, limit=1))
             if records:
                 return records[0].payload
             await attempt.services.pipeline.durable(attempt.entry)

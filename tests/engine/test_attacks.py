@@ -10,7 +10,7 @@ import pytest
 import durable
 from durable import Context, Durable, RunFailedError, Status, TransitionError, step, task
 from durable.core.records import Kind
-from durable.engine import waits
+from durable.engine import services
 from durable.store.base import Store
 from tests.engine.conftest import MakeApp
 from tests.engine.gate import Gate, turns
@@ -98,7 +98,7 @@ async def test_a_wait_begins_while_its_signal_is_being_committed(make_app: MakeA
 
 async def test_a_signal_comes_while_the_store_cannot_answer(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call waits for the store, and then gets the signal."""
-    monkeypatch.setattr(waits, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.001)
     app, gate = gated(make_app)
     async with app:
         stage.go.set()

@@ -20,7 +20,7 @@ from durable import (
     step,
     task,
 )
-from durable.engine import offspring
+from durable.engine import services
 from durable.tasks.decorators import Task
 from tests.engine.conftest import MakeApp
 from tests.engine.gate import turns
@@ -179,7 +179,7 @@ async def late_parent() -> int:
 
 async def test_the_store_cannot_tell_how_a_child_ended(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent waits for the store instead of failing."""
-    monkeypatch.setattr(offspring, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.001)
     app, _ = gated(make_app)
     async with app:
         handle = await app.start(late_parent)
