@@ -17,53 +17,21 @@ from durable.core.memo import Memo
 from durable.engine.attempt import Attempt
 from durable.engine.pipeline import Pipeline
 from durable.errors import LogCorruptError, RunNotFoundError, StoreMismatchError
-from durable.log import log as log_module
-from durable.log import writer as writer_module
-from durable.log.files import LogFile, write_all
-from durable.log.recovery import mend
 from durable.testing.disk import SimulatedDisk
 from durable.testing.oracle import SimulationError
 from durable.testing.repository import MemoryRepository
+from tests.simulation.log_defects import (
+    acknowledge_before_sync,
+    ignore_a_short_write,
+    keep_the_torn_tail,
+    retry_the_sync,
+)
 from tests.simulation.test_engine_crashes import quiet, run_seed
 
 __all__ = ["quiet"]  # the fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 SEEDS_MAX = 1500
-
-
-def _acknowledge_before_sync(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(writer_module, "write_batch", write_all)
-
-
-def _retry_the_sync(patch: pytest.MonkeyPatch) -> None:
-    def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
-        write_all(file, chunk, offset)
-        try:
-            file.fdatasync()
-        except OSError:
-            file.fdatasync()
-
-    patch.setattr(writer_module, "write_batch", write_batch)
-
-
-def _ignore_a_short_write(patch: pytest.MonkeyPatch) -> None:
-    def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
-        file.pwrite(chunk, offset)
-        file.fdatasync()
-
-    patch.setattr(writer_module, "write_batch", write_batch)
-
-
-def _keep_the_torn_tail(patch: pytest.MonkeyPatch) -> None:
-    def keep(files: Any, found: Any) -> Any:
-        torn, found.torn = found.torn, None
-        cut = mend(files, found)
-        if torn is not None and found.segments and torn.segment == found.segments[-1].name:
-            found.segments[-1].end = torn.offset + len(torn.remains)
-        return cut
-
-    patch.setattr(log_module, "mend", keep)
 
 
 def _tell_before_commit(patch: pytest.MonkeyPatch) -> None:
@@ -125,10 +93,10 @@ class _NoDirectorySync(SimulatedDisk):
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 DEFECTS: dict[str, tuple[Plant, Callable[[int], Any]]] = {
-    "ack before sync": (_acknowledge_before_sync, run_seed),
-    "sync retried": (_retry_the_sync, run_seed),
-    "short write ignored": (_ignore_a_short_write, run_seed),
-    "torn tail kept": (_keep_the_torn_tail, run_seed),
+    "ack before sync": (acknowledge_before_sync, run_seed),
+    "sync retried": (retry_the_sync, run_seed),
+    "short write ignored": (ignore_a_short_write, run_seed),
+    "torn tail kept": (keep_the_torn_tail, run_seed),
     "no directory sync": (lambda patch: None, partial(run_seed, disk=_NoDirectorySync)),
     "repository forgets": (
         lambda patch: None,

@@ -23,10 +23,14 @@ from durable.errors import LogCorruptError, LogFencedError, StorageError, Storag
 from durable.log import Log
 from durable.log import log as log_module
 from durable.log import writer as writer_module
-from durable.log.files import LogFile, write_all
-from durable.log.recovery import mend
 from durable.testing.disk import Fault, PowerLossError, SimulatedDisk
 from durable.testing.loop import SimulatedLoop, SimulatedWorker
+from tests.simulation.log_defects import (
+    acknowledge_before_sync,
+    ignore_a_short_write,
+    keep_the_torn_tail,
+    retry_the_sync,
+)
 
 SEEDS = int(os.environ.get("DURABLE_SEEDS", "1500"))
 SETTINGS = LogSettings(segment_bytes=4096, frame_bytes_max=65536, segment_age_seconds=0.5, low_water_bytes=0)
@@ -192,46 +196,6 @@ def test_a_seed_runs_the_same_twice() -> None:
 # -- planted defects: the simulation must find each of them
 
 
-def _acknowledge_before_sync(patch: pytest.MonkeyPatch) -> None:
-    def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
-        while chunk:
-            count = file.pwrite(chunk, offset)
-            chunk, offset = chunk[count:], offset + count
-
-    patch.setattr(writer_module, "write_batch", write_batch)
-
-
-def _retry_the_sync(patch: pytest.MonkeyPatch) -> None:
-    def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
-        write_all(file, chunk, offset)
-        try:
-            file.fdatasync()
-        except OSError:
-            file.fdatasync()
-
-    patch.setattr(writer_module, "write_batch", write_batch)
-
-
-def _ignore_a_short_write(patch: pytest.MonkeyPatch) -> None:
-    def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
-        file.pwrite(chunk, offset)
-        file.fdatasync()
-
-    patch.setattr(writer_module, "write_batch", write_batch)
-
-
-def _keep_the_torn_tail(patch: pytest.MonkeyPatch) -> None:
-
-    def keep(files: Any, found: Any) -> Any:
-        torn, found.torn = found.torn, None
-        cut = mend(files, found)
-        if torn is not None and found.segments and torn.segment == found.segments[-1].name:
-            found.segments[-1].end = torn.offset + len(torn.remains)
-        return cut
-
-    patch.setattr(log_module, "mend", keep)
-
-
 def _trust_the_cache_after_a_failed_sync(patch: pytest.MonkeyPatch) -> None:
     def sync_only(files: Any, found: Any) -> Any:
         if found.segments:
@@ -263,10 +227,10 @@ class _NoDirectorySync(SimulatedDisk):
 
 
 DEFECTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "ack before sync": _acknowledge_before_sync,
-    "sync retried": _retry_the_sync,
-    "short write ignored": _ignore_a_short_write,
-    "torn tail kept": _keep_the_torn_tail,
+    "ack before sync": acknowledge_before_sync,
+    "sync retried": retry_the_sync,
+    "short write ignored": ignore_a_short_write,
+    "torn tail kept": keep_the_torn_tail,
     "cache trusted after a failed sync": _trust_the_cache_after_a_failed_sync,
     "goes on after an error": _go_on_after_an_error,
     "no directory sync": lambda patch: None,
