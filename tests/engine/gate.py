@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from durable.core.records import Record
@@ -21,8 +21,16 @@ class Gate:
         self.failing: set[str] = set()
         #: Tells the records with which the log is fenced.
         self.fencing: Callable[[Record], bool] = lambda record: False
+        #: Called with each record before it is committed.
+        self.before: Callable[[Record], Awaitable[None]] = _nothing
         #: Set when a commit has come to a closed gate.
         self.arrived = asyncio.Event()
+        #: Set when a history was asked for; it is answered when `answering` is set.
+        self.asked = asyncio.Event()
+        self.answering = asyncio.Event()
+        self.answering.set()
+        #: Set when the log has been fenced.
+        self.fenced = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
 
@@ -42,7 +50,10 @@ class Gate:
         if not self._open.is_set():
             self.arrived.set()
             await self._open.wait()
+        for record in [record for unit in units for record in unit]:
+            await self.before(record)
         if any(self.fencing(record) for unit in units for record in unit):
+            self.fenced.set()
             raise LogFencedError("as a failing disk would")
         await self.inner.commit(units)
 
@@ -56,7 +67,10 @@ class Gate:
 
     async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
         self._ask("history")
-        return await self.inner.history(run_id, after, limit)
+        records = await self.inner.history(run_id, after, limit)
+        self.asked.set()
+        await self.answering.wait()
+        return records
 
     async def recorded(self, run_id: str, event_name: str) -> None:
         """Wait until the run has a durable record of this name."""
@@ -66,6 +80,10 @@ class Gate:
     def _ask(self, what: str) -> None:
         if what in self.failing:
             raise RepositoryUnavailableError(f"{what}: away")
+
+
+async def _nothing(record: Record) -> None:
+    """No test wants anything."""
 
 
 async def turns(count: int = 50) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import durable
 from durable import Context, Durable, RunFailedError, Status, TransitionError, step, task
-from durable.core.records import Kind
+from durable.core.records import Kind, Record
 from durable.engine import services
 from durable.store.base import Store
 from tests.engine.conftest import MakeApp
@@ -112,11 +112,11 @@ async def test_a_signal_comes_while_the_store_cannot_answer(make_app: MakeApp, m
 
 
 @task(name="attack_late_signal")
-async def late_signal(ctx: Context) -> list[Any]:
+async def late_signal(ctx: Context, seconds: float = 0.2) -> list[Any]:
     stage.there.set()
     got: list[Any] = []
     try:
-        async with durable.timeout(0.2):
+        async with durable.timeout(seconds):
             got.append(await ctx.wait_for("s"))
     except TimeoutError:
         got.append("late")
@@ -147,19 +147,27 @@ async def test_a_process_ends_between_taking_a_signal_and_giving_the_call_up(mak
     """The next process gives the call up again, and the signal goes to the next call."""
     app, gate = gated(make_app)
     gate.fencing = lambda record: record.kind is Kind.STEP_CANCELLED
+
+    async def meet(record: Record) -> None:
+        if record.kind is Kind.STEP_COMPLETED and record.name == "timeout":
+            gate.answering.set()  # the signal is taken while the end of the time limit becomes durable ...
+            await turns()
+            gate.hold()  # ... and the call is given up while that becomes durable
+
+    gate.before = meet
     async with app:
-        handle = await app.start(late_signal)
+        handle = await app.start(late_signal, 1.0)
         await gate.recorded(handle.run_id, "step:timer")
-        gate.hold()
-        sending = asyncio.ensure_future(handle.send("other"))
+        gate.answering.clear()
+        await handle.send("s", 7)
+        await gate.asked.wait()
         await gate.arrived.wait()
-        sending_too = asyncio.ensure_future(handle.send("s", 7))
-        await asyncio.sleep(0.25)  # until the time limit has passed: the signal and its end are in one batch
+        await turns()
         gate.let_go()
-        await asyncio.gather(sending, sending_too)
-        await turns(200)
+        await gate.fenced.wait()
         history = await gate.inner.history(handle.run_id)
-        assert [record.head["signal"] for record in history if "signal" in record.head] == [6]
+        sent = next(record.seq for record in history if record.event_name == "step:signal")
+        assert [record.head["signal"] for record in history if "signal" in record.head] == [sent]
     for _ in range(2):
         async with make_app() as app:
             handle = await app.get(handle.run_id)
