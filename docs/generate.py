@@ -1,21 +1,24 @@
 """Writes the pages of this folder that are made from code: `python -m docs.generate`.
 
-Law: what `docs/state-machine.md` says is not written by hand. The diagram is `TRANSITIONS`; which command leads where is found by giving
-every command to a run in every status.
+Law: what `docs/state-machine.md` says is not written by hand. The diagrams are `TRANSITIONS`; which command leads where is found by giving
+every command to a run in every status, in each shape that makes a difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from durable.core import decide as rules
 from durable.core.commands import (
     Begin,
     Cancel,
+    ChildEnded,
+    Close,
     Command,
     Complete,
+    Coordinate,
     Discard,
     Fail,
     Note,
@@ -25,17 +28,21 @@ from durable.core.commands import (
     Resume,
     Revive,
     Send,
+    Sleep,
     Suspend,
+    Wake,
 )
 from durable.core.records import CALLS, Failure, Kind, Record
 from durable.core.retry import Retry
-from durable.core.run import Run, apply
+from durable.core.run import JOINING, Run, apply
 from durable.core.status import ENDED, TRANSITIONS, Status, Verb, after
 from durable.errors import TransitionError
 
 PAGE = Path(__file__).with_name("state-machine.md")
 RUN_ID = "0" * 32
 BOUND = 10
+#: Between the verbs of one arrow.
+SEPARATOR = " / "
 FAILURE = Failure("builtins.ValueError", "no")
 
 #: Every command but `Create`, in each form that makes a difference.
@@ -44,18 +51,28 @@ COMMANDS: tuple[tuple[str, Command], ...] = (
     *(("`Note`", Note(kind, ("step", b"", 0), b"null")) for kind in sorted(CALLS)),
     ("`Receive`", Receive("signal", ("wait", b"", 0), {2: b"null"})),
     ("`Complete`", Complete(b"null")),
+    ("`Complete` with children", Complete(b"null", 2)),
+    ("`Complete` with a coordinator", Complete(b"null", 0, "function")),
+    ("`ChildEnded`, completed", ChildEnded("1" * 32, "child", Status.COMPLETED, b"null")),
+    ("`ChildEnded`, not completed", ChildEnded("1" * 32, "child", Status.FAILED, failure=FAILURE.head())),
+    ("`Coordinate`", Coordinate()),
+    ("`Coordinate` by a task", Coordinate("2" * 32)),
     ("`Fail`, attempts left", Fail(FAILURE)),
     ("`Fail`, no attempt left or not retryable", Fail(FAILURE, retryable=False)),
     ("`Fail` by time-out, no attempt left", Fail(FAILURE, retryable=False, timed_out=True)),
     ("`Recover`, within `recoveries_max`", Recover("crash", BOUND)),
     ("`Recover`, past `recoveries_max`", Recover("crash", 0)),
+    ("`Sleep`", Sleep()),
+    ("`Wake`", Wake()),
     ("`Release`", Release()),
     ("`Suspend`", Suspend()),
     ("`Resume`", Resume()),
     ("`Cancel`", Cancel()),
-    ("`Revive`", Revive()),
+    ("`Revive`", Revive(children=1)),
+    ("`Revive` by the parent", Revive(children=1, by_parent=True)),
     ("`Send`", Send("signal", b"null", BOUND)),
     ("`Discard`", Discard()),
+    ("`Close`", Close()),
 )
 
 
@@ -64,18 +81,55 @@ class Effect(NamedTuple):
 
     command: str
     before: Status
+    shape: str
     verb: Verb | None
     kinds: tuple[Kind, ...]
     status: Status
 
 
-def subject(status: Status) -> Run:
-    """A run in this status with an attempt left, an unread signal, and, where it failed, a dead letter."""
-    run = Run(RUN_ID, seq=2, task="task", status=status, retry=Retry(3), signals=[(2, "signal")])
-    if status in ENDED:
-        run.ended_at = 1.0
-        run.dead = status not in (Status.COMPLETED, Status.CANCELLED)
-    return run
+#: The shapes of a run whose status alone does not tell what is possible: a name, and the fields that make the difference.
+SHAPES: dict[Status, tuple[tuple[str, dict[str, Any]], ...]] = {
+    Status.RUNNING: (("awake", {}), ("asleep", {"asleep": True})),
+    Status.SUSPENDED: (("in its body", {}), ("in its coordinator", {"returned_seq": 1})),
+    Status.WAITING_FOR_CHILDREN: (
+        ("several left", {"unfinished": 2, "join": "function"}),
+        ("the last, then a coordinator", {"unfinished": 1, "join": "function"}),
+        ("the last, no coordinator", {"unfinished": 1}),
+        ("several left, lenient", {"unfinished": 2, "join": "function", "lenient": True}),
+        ("the last, lenient, no coordinator", {"unfinished": 1, "lenient": True}),
+        ("none left", {"join": "function"}),
+    ),
+    Status.WAITING_FOR_ON_CHILDREN_COMPLETE: (
+        ("awake", {"join": "function"}),
+        ("asleep", {"join": "function", "asleep": True}),
+        ("several children of its own", {"join": "function", "unfinished": 2}),
+        ("the last child of its own", {"join": "function", "unfinished": 1}),
+        ("several children of its own, lenient", {"join": "function", "unfinished": 2, "lenient": True}),
+        ("a task", {"join": "task", "unfinished": 1}),
+    ),
+    **{status: (("closed", {"closed": True}), ("open", {})) for status in ENDED - {Status.CANCELLED}},
+    Status.CANCELLED: (
+        ("closed", {"closed": True}),
+        ("open", {}),
+        ("closed, had returned children", {"closed": True, "returned_seq": 1}),
+    ),
+}
+#: Statuses that only a run that has returned something can be in.
+RETURNED = JOINING | {Status.CHILDREN_FAILED, Status.ON_CHILDREN_COMPLETE_FAILED}
+
+
+def subjects(status: Status) -> Iterator[tuple[str, Run]]:
+    """Runs in this status, by shape, with an attempt left, an unread signal, and, where they failed, a dead letter."""
+    for shape, fields in SHAPES.get(status, (("", {}),)):
+        run = Run(RUN_ID, seq=2, task="task", status=status, retry=Retry(3), signals=[(2, "signal")])
+        if status in RETURNED:
+            run.returned_seq = 1
+        if status in ENDED:
+            run.ended_at = 1.0
+            run.dead = status not in (Status.COMPLETED, Status.CANCELLED)
+        for name, value in fields.items():
+            setattr(run, name, value)
+        yield shape, run
 
 
 def effects() -> Iterator[Effect]:
@@ -90,8 +144,7 @@ def effects() -> Iterator[Effect]:
     rules.after = spy
     try:
         for title, command in COMMANDS:
-            for status in statuses:
-                run = subject(status)
+            for status, shape, run in [(status, *subject) for status in statuses for subject in subjects(status)]:
                 asked.clear()
                 try:
                     records: list[Record] = rules.decide(run, command, 1.0, records_max=100)
@@ -100,7 +153,7 @@ def effects() -> Iterator[Effect]:
                 for record in records:
                     apply(run, record)
                 kinds = tuple(record.kind for record in records)
-                yield Effect(title, status, asked[-1] if asked else None, kinds, run.status)
+                yield Effect(title, status, shape, asked[-1] if asked else None, kinds, run.status)
     finally:
         rules.after = after
 
@@ -115,14 +168,22 @@ def reachable() -> tuple[Status, ...]:
         found = more
 
 
-def diagram() -> Iterator[str]:
-    """The table of transitions as a mermaid diagram."""
-    yield "stateDiagram-v2"
-    yield "    [*] --> ready: create"
+def diagram(family: bool) -> Iterator[str]:
+    """The table of transitions as a mermaid diagram: what any run can do, or what comes on top of it where a run returns children.
+
+    Transitions between the same two statuses share an arrow.
+    """
+    arrows: dict[tuple[Status, Status], list[Verb]] = {}
     for (status, verb), following in TRANSITIONS.items():
-        yield f"    {status} --> {following}: {verb}"
-    for status in reachable():
-        if status in ENDED:
+        if bool({status, following} & RETURNED) == family:
+            arrows.setdefault((status, following), []).append(verb)
+    yield "stateDiagram-v2"
+    if not family:
+        yield "    [*] --> ready: create"
+    for (status, following), verbs in arrows.items():
+        yield f"    {status} --> {following}: {SEPARATOR.join(verbs)}"
+    for status in Status:
+        if status in ENDED and any(status in arrow for arrow in arrows):
             yield f"    {status} --> [*]"
 
 
@@ -134,21 +195,29 @@ def table(*columns: str, rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def verbs() -> Iterator[tuple[str, ...]]:
+def transitions() -> Iterator[tuple[str, ...]]:
     """One row for each transition: which command asks for it, and which record says that it happened."""
-    found = list(effects())
+    found = [effect for effect in effects() if effect.kinds]
     for (status, verb), following in TRANSITIONS.items():
         mine = [effect for effect in found if (effect.before, effect.verb, effect.status) == (status, verb, following)]
-        titles = "<br>".join(effect.command for effect in mine)
-        kinds = ", ".join(dict.fromkeys(f"`{kind.name}`" for effect in mine for kind in effect.kinds))
-        yield f"`{status}`", verb, f"`{following}`", titles, kinds
+        titles: dict[str, list[Effect]] = {}
+        for effect in mine:
+            titles.setdefault(effect.command, []).append(effect)
+        kinds = dict.fromkeys(" + ".join(f"`{kind.name}`" for kind in effect.kinds) for effect in mine)
+        yield (
+            f"`{status}`",
+            verb,
+            f"`{following}`",
+            "<br>".join(f"{title}{_shapes(status, taken)}" for title, taken in titles.items()),
+            ", ".join(kinds),
+        )
 
 
 def others() -> Iterator[tuple[str, ...]]:
     """One row for each command that leaves the status as it is: where it is taken, and what it records."""
     taken: dict[str, list[Effect]] = {}
     for effect in effects():
-        if effect.verb is None and effect.before is effect.status:
+        if effect.before is effect.status and (effect.verb is None or not effect.kinds):
             taken.setdefault(effect.command, []).append(effect)
     for title, mine in taken.items():
         recorded = [effect for effect in mine if effect.kinds]
@@ -158,7 +227,17 @@ def others() -> Iterator[tuple[str, ...]]:
 
 
 def _names(found: list[Effect]) -> str:
-    return ", ".join(dict.fromkeys(f"`{effect.before}`" for effect in found)) or "-"
+    statuses = dict.fromkeys(effect.before for effect in found)
+    named = (
+        f"`{status}`{_shapes(status, [effect for effect in found if effect.before is status])}" for status in statuses
+    )
+    return "<br>".join(named) or "-"
+
+
+def _shapes(status: Status, found: list[Effect]) -> str:
+    """The shapes of the runs, in brackets, unless they are all that there are in this status."""
+    shapes = list(dict.fromkeys(effect.shape for effect in found))
+    return "" if len(shapes) == len(list(subjects(status))) else f" ({'; '.join(shapes)})"
 
 
 def state_machine() -> str:
@@ -173,15 +252,27 @@ def state_machine() -> str:
         "of status, and raises `TransitionError` for whatever is not in it. A refused command changes nothing.",
         "",
         "```mermaid",
-        *diagram(),
+        *diagram(family=False),
         "```",
+        "",
+        "A run whose body returns children, or that has a coordinator, has these states too:",
+        "",
+        "```mermaid",
+        *diagram(family=True),
+        "```",
+        "",
+        "A run that has ended is *closed* when no child that belongs to it is left: at once, or by `Close`.",
         "",
         "## Transitions",
         "",
-        *table("from", "verb", "to", "asked for by", "recorded as", rows=verbs()),
+        "In brackets: which runs of that status, where it is not all of them. *Awake* means that a body, or a coordinator that is a function,",
+        "is at work. *Left* are the returned children that have not ended; a *lenient* run leaves their failures to its coordinator.",
+        "",
+        *table("from", "verb", "to", "asked for by", "recorded as", rows=transitions()),
         "",
         "`Create` makes a run that is `ready`, recorded as `CREATED`; for a run that exists it is refused.",
-        "Only `revive` leads out of an end.",
+        "Only `revive` and `rejoin` lead out of an end: the retry of a run that returned nothing yet, and of one that waits for children again.",
+        "`Revive` of a run that belongs to another is refused: only its parent can be retried, and takes it along.",
         "",
         "## Commands that leave the status as it is",
         "",

@@ -69,12 +69,14 @@ from durable.errors import (
     TransitionError,
     ValidationError,
 )
+from durable.tasks.child import Child
 from durable.tasks.context import Context
 from durable.tasks.decorators import step, task
 from durable.tasks.definition import RERUN, Result
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import UserContext
 from durable.tasks.recorded import current_user, map, now, random, run_as, sleep, timeout, uuid4
+from durable.tasks.task import chain
 
 __version__ = "0.1.0"
 
@@ -84,6 +86,7 @@ __all__ = [
     "AppError",
     "AppNotOpenError",
     "BackpressureError",
+    "Child",
     "Config",
     "ConfigError",
     "ConflictError",
@@ -137,6 +140,7 @@ __all__ = [
     "TransitionError",
     "UserContext",
     "ValidationError",
+    "chain",
     "current_user",
     "map",
     "now",

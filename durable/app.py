@@ -22,7 +22,7 @@ from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
-from durable.tasks.decorators import Task
+from durable.tasks.task import Task
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
 
@@ -143,7 +143,7 @@ class Durable:
             run_id, key = await scope.start_task(definition, task.start_options, args, kwargs)
         else:
             run_id, key = await self._engine.start_run(definition, task.start_options, args, kwargs)
-        return Handle(self._engine, run_id, key, definition.facts.returns)
+        return Handle(self._engine, run_id, key, definition.result_hint)
 
     async def get(self, run_id: str) -> Handle[Any]:
         """The run with this id. Raises `RunNotFoundError`."""
@@ -169,7 +169,7 @@ class Durable:
 
     def _handle(self, run: Any) -> Handle[Any]:
         definition = self._engine.definition_of(run.task)
-        return Handle(self._engine, run.run_id, run.key, Any if definition is None else definition.facts.returns)
+        return Handle(self._engine, run.run_id, run.key, Any if definition is None else definition.result_hint)
 
     async def runs(
         self,

@@ -105,6 +105,12 @@ class EngineSettings:
         cancel_grace_seconds: how long a cancelled body may take to end before it is abandoned.
         replay_stall_seconds: how long a replay may wait for a recorded call that does not come before it counts as divergence.
         on_new_step: what to do with a step that was added to the code of a run in flight.
+        children_max: most children that one value may hold.
+        family_bytes_max: most bytes that the inputs of these children may take together.
+        tree_depth_max: most ancestors that a child may have.
+        idle_runs_max: most runs that wait, without a slot, in memory; further ones wait in the store only.
+        idle_seconds: how long a body may only wait, for a time, a signal or a child, before it gives its slot to a run that needs one;
+            one that is about to wait ten times as long gives it at once.
         process_workers: size of the pool for `isolate="process"` steps.
         thread_workers: threads for plain `def` tasks and steps.
     """
@@ -116,6 +122,11 @@ class EngineSettings:
     cancel_grace_seconds: float = 5.0
     replay_stall_seconds: float = 2.0
     on_new_step: Literal["run", "error"] = "run"
+    children_max: int = 50_000
+    family_bytes_max: int = 16 * MIB
+    tree_depth_max: int = 1_000
+    idle_runs_max: int = 5_000
+    idle_seconds: float = 1.0
     process_workers: int = 2
     thread_workers: int = 32
 
@@ -123,7 +134,9 @@ class EngineSettings:
         _require(self.max_recoveries >= 0, "engine.max_recoveries", self.max_recoveries, "zero or more")
         _require(self.history_records_max >= 10, "engine.history_records_max", self.history_records_max, "at least 10")
         _require(self.signals_max >= 1, "engine.signals_max", self.signals_max, "at least 1")
-        for key in ("shutdown_grace_seconds", "cancel_grace_seconds", "replay_stall_seconds"):
+        for key in ("children_max", "tree_depth_max", "idle_runs_max", "family_bytes_max"):
+            _require(getattr(self, key) >= 1, f"engine.{key}", getattr(self, key), "at least 1")
+        for key in ("shutdown_grace_seconds", "cancel_grace_seconds", "replay_stall_seconds", "idle_seconds"):
             _require(getattr(self, key) >= 0, f"engine.{key}", getattr(self, key), "zero or more")
         _require(self.on_new_step in ("run", "error"), "engine.on_new_step", self.on_new_step, "'run' or 'error'")
         _require(self.process_workers >= 1, "engine.process_workers", self.process_workers, "at least 1")
@@ -149,6 +162,12 @@ class Config:
             _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
         # A value travels in one frame of the log, with its record's name, arguments or traceback around it.
         room = self.log.frame_bytes_max // 2
+        _require(
+            self.engine.family_bytes_max <= room,
+            "engine.family_bytes_max",
+            self.engine.family_bytes_max,
+            f"at most {room}, half of log.frame_bytes_max: children come into being in one frame",
+        )
         _require(
             self.payload.bytes_max <= room,
             "payload.bytes_max",

@@ -5,6 +5,7 @@ Law: exact or refused. `TaggedJson` is the default; `Pickled` is opt-in, signed,
 
 from durable.codec.base import Codec
 from durable.codec.pickled import Pickled
+from durable.codec.scalars import Encoded
 from durable.codec.tagged import TaggedJson
 
-__all__ = ["Codec", "Pickled", "TaggedJson"]
+__all__ = ["Codec", "Encoded", "Pickled", "TaggedJson"]

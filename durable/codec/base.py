@@ -50,7 +50,7 @@ class Codec(Protocol):
 
 
 class Refused(Exception):
-    """Unwinds an encode and collects the way from the refused part up to the root. Never leaves this package."""
+    """Unwinds an encode and collects the way from the refused part up to the root. No caller of a codec ever sees it."""
 
     def __init__(self, reason: str, advice: str = ADVICE) -> None:
         super().__init__(reason)

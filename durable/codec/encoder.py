@@ -270,6 +270,8 @@ def registered_route(tag: str, encode: Callable[[Any], object]) -> Route:
         encoding.enter(1, depth)
         try:
             inner = encode(value)
+        except Refused:
+            raise  # an encoder of durable's own, which says itself what to do
         except Exception as error:
             raise Refused(
                 f"the encoder registered for tag {tag!r} raised {error!r}", "Correct that encoder."

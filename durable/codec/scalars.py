@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import math
 import re
 import struct
@@ -43,6 +44,16 @@ class Scalar(NamedTuple):
     tag: str
     write: Callable[[Any], object]
     read: Callable[[Any], object]
+
+
+class Encoded(NamedTuple):
+    """A value that this codec has encoded, to be stored within another: it is neither walked nor decoded with that, nor escaped.
+
+    Arguments:
+        payload: what `encode` returned.
+    """
+
+    payload: bytes
 
 
 def need(part: object, kind: type[T]) -> T:
@@ -213,6 +224,14 @@ def _read_path(part: object) -> PurePosixPath | PureWindowsPath:
     return _PATHS[need(kind, str)](need(text, str))
 
 
+def _write_encoded(value: Encoded) -> object:
+    return json.loads(value.payload.decode("utf-8", "surrogatepass"))
+
+
+def _read_encoded(part: object) -> Encoded:
+    return Encoded(json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+
+
 SCALARS: tuple[Scalar, ...] = (
     Scalar(bytes, "bytes", _write_bytes, _read_bytes),
     Scalar(bytearray, "bytearray", _write_bytes, lambda part: bytearray(_read_bytes(part))),
@@ -225,5 +244,6 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar(dt.time, "time", _write_moment, _read_time),
     Scalar(dt.timedelta, "timedelta", _write_timedelta, _read_timedelta),
     Scalar(range, "range", _write_range, _read_range),
+    Scalar(Encoded, "encoded", _write_encoded, _read_encoded),
     *(Scalar(kind, "path", _write_path, _read_path) for kind in _PATHS.values()),
 )

@@ -10,6 +10,8 @@ from typing import Any
 
 from durable.core.records import Call, Failure, Kind
 from durable.core.retry import Retry
+from durable.core.run import Join
+from durable.core.status import Status
 
 
 @dataclass(slots=True)
@@ -24,6 +26,8 @@ class Create:
     user: str | None = None
     parent_id: str | None = None
     attached: bool = False
+    joined: bool = False
+    depth: int = 0
     priority: int = 0
     retry: Retry | None = None
     timeout: float | None = None
@@ -73,9 +77,55 @@ class Send:
 
 @dataclass(slots=True)
 class Complete:
-    """The body returned."""
+    """The body, or the coordinator, returned. With children or something that follows them, the run waits for them first.
+
+    Arguments:
+        payload: the returned value.
+        children: how many runs it holds as children.
+        join: what follows when all have ended; see `Run.join`. Only the body's return says so.
+        lenient: whether the failure of a child is left to the coordinator.
+    """
 
     payload: bytes
+    children: int = 0
+    join: Join = ""
+    lenient: bool = False
+
+
+@dataclass(slots=True)
+class ChildEnded:
+    """A child has ended: what its parent has to know, in the same commit."""
+
+    child_id: str
+    task: str
+    status: Status
+    result: bytes | None = None
+    failure: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class Coordinate:
+    """All children have ended: begin the coordinator; `child_id` is its run where it is a task."""
+
+    child_id: str | None = None
+
+
+@dataclass(slots=True)
+class Sleep:
+    """Let go of a body that only waits: until a time, or for a signal or a child."""
+
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Wake:
+    """Go on with a run that is asleep."""
+
+
+@dataclass(slots=True)
+class Close:
+    """The children of a run that has ended have ended too."""
 
 
 @dataclass(slots=True)
@@ -110,7 +160,15 @@ class Resume:
 
 @dataclass(slots=True)
 class Revive:
-    """Try a failed run again, from the step that failed."""
+    """Try a failed run again, from the step that failed.
+
+    Arguments:
+        children: how many of its children are tried again with it.
+        by_parent: it is tried again because its parent is.
+    """
+
+    children: int = 0
+    by_parent: bool = False
 
 
 @dataclass(slots=True)
@@ -126,6 +184,11 @@ class Discard:
 Command = (
     Note
     | Complete
+    | ChildEnded
+    | Coordinate
+    | Sleep
+    | Wake
+    | Close
     | Begin
     | Create
     | Recover

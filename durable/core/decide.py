@@ -13,8 +13,11 @@ from typing import Any
 from durable.core.commands import (
     Begin,
     Cancel,
+    ChildEnded,
+    Close,
     Command,
     Complete,
+    Coordinate,
     Create,
     Discard,
     Fail,
@@ -25,10 +28,12 @@ from durable.core.commands import (
     Resume,
     Revive,
     Send,
+    Sleep,
     Suspend,
+    Wake,
 )
 from durable.core.records import Failure, Kind, Record
-from durable.core.run import Run
+from durable.core.run import COORDINATED, JOINING, Run
 from durable.core.status import Status, Verb, after
 from durable.errors import HistoryLimitError, LimitError, TransitionError
 
@@ -40,7 +45,7 @@ def _record(
 
 
 def _note(run: Run, command: Note, now: float) -> list[Record]:
-    if run.status is not Status.RUNNING:
+    if not run.executing:
         raise TransitionError(f"run {run.run_id} is {run.status}: its body can record nothing more")
     name, ident, occurrence = command.call
     return [
@@ -70,6 +75,8 @@ def _create(run: Run, command: Create, now: float) -> list[Record]:
         ("user", command.user),
         ("parent", command.parent_id),
         ("attached", command.attached),
+        ("joined", command.joined),
+        ("depth", command.depth),
         ("priority", command.priority),
     ):
         if value:
@@ -90,6 +97,7 @@ def _begin(run: Run, command: Begin, now: float) -> list[Record]:
 
 def _recover(run: Run, command: Recover, now: float) -> list[Record]:
     after(run.status, Verb.RECOVER, run.run_id)
+    _require_body(run, "recover")
     if run.recoveries >= command.recoveries_max:
         after(run.status, Verb.FAIL, run.run_id)
         failure = Failure(
@@ -102,7 +110,7 @@ def _recover(run: Run, command: Recover, now: float) -> list[Record]:
 
 
 def _receive(run: Run, command: Receive, now: float) -> list[Record]:
-    if run.status is not Status.RUNNING:
+    if not run.executing:
         raise TransitionError(f"run {run.run_id} is {run.status}: its body can receive nothing more")
     for seq, name in run.signals:
         if name == command.signal:
@@ -123,13 +131,86 @@ def _send(run: Run, command: Send, now: float) -> list[Record]:
 
 
 def _complete(run: Run, command: Complete, now: float) -> list[Record]:
-    after(run.status, Verb.COMPLETE, run.run_id)
-    return [_record(run, Kind.COMPLETED, now, payload=command.payload)]
+    _require_body(run, "complete")
+    if not command.children and (not command.join or run.returned_seq):
+        after(run.status, Verb.COMPLETE, run.run_id)
+        return [_record(run, Kind.COMPLETED, now, payload=command.payload)]
+    after(run.status, Verb.WAIT, run.run_id)
+    head: dict[str, Any] = {"children": command.children}
+    if not run.returned_seq:
+        if command.join:
+            head["join"] = command.join
+        if command.lenient:
+            head["lenient"] = True
+    return [_record(run, Kind.CHILDREN_STARTED, now, head, command.payload)]
+
+
+def _require_body(run: Run, verb: str) -> None:
+    """Refuse what only a body at work can do, where the status alone does not tell."""
+    if run.asleep or (run.status in JOINING and not run.executing):
+        waits = "it is asleep" if run.asleep else f"it waits for {run.unfinished} children"
+        raise TransitionError(f"run {run.run_id} is {run.status}: it cannot {verb}; {waits}")
+
+
+def _child_ended(run: Run, command: ChildEnded, now: float) -> list[Record]:
+    if run.asleep:  # its body awaits the child, or would be glad to know
+        return [_record(run, Kind.CHILD_ENDED, now, {"child": command.child_id, "status": command.status})]
+    if run.status not in JOINING or not run.unfinished:
+        return []
+    counted = _record(run, Kind.CHILD_ENDED, now, {"child": command.child_id, "status": command.status})
+    by_task = run.status in COORDINATED and run.join == "task"
+    if command.status is not Status.COMPLETED and (by_task or not run.lenient):
+        after(run.status, Verb.FAIL_BY_CHILDREN, run.run_id)
+        kind = Kind.FAILED if run.status in COORDINATED else Kind.CHILDREN_FAILED
+        end = _record(run, kind, now, _failure_of(command, by_task))
+    elif run.unfinished == 1 and (run.status in COORDINATED or not run.join):
+        after(run.status, Verb.COMPLETE, run.run_id)
+        end = _record(run, Kind.COMPLETED, now, payload=command.result if by_task else run.result)
+    else:
+        return [counted]
+    end.seq += 1
+    return [counted, end]
+
+
+def _failure_of(command: ChildEnded, is_coordinator: bool) -> dict[str, Any]:
+    if command.status is Status.CANCELLED:
+        error_type, message = "durable.errors.RunCancelledError", command.reason or "no reason given"
+    else:
+        failure = command.failure or {}
+        error_type, message = failure.get("error_type", ""), failure.get("message", "")
+    who = "coordinator" if is_coordinator else "child"
+    text = f"{who} {command.child_id} (task {command.task!r}) is {command.status}: {message}"
+    return Failure(error_type, text, (command.failure or {}).get("traceback", "")).head()
+
+
+def _coordinate(run: Run, command: Coordinate, now: float) -> list[Record]:
+    after(run.status, Verb.COORDINATE, run.run_id)
+    if run.unfinished:
+        raise TransitionError(f"run {run.run_id} still waits for {run.unfinished} children")
+    head = {"coordinator": command.child_id, "children": 1} if command.child_id else None
+    return [_record(run, Kind.COORDINATING, now, head)]
+
+
+def _sleep(run: Run, command: Sleep, now: float) -> list[Record]:
+    after(run.status, Verb.SLEEP, run.run_id)
+    _require_body(run, "sleep")
+    return [_record(run, Kind.ASLEEP, now, {} if command.until is None else {"until": command.until})]
+
+
+def _wake(run: Run, command: Wake, now: float) -> list[Record]:
+    after(run.status, Verb.WAKE, run.run_id)
+    return [_record(run, Kind.AWAKE, now)] if run.asleep else []
+
+
+def _close(run: Run, command: Close, now: float) -> list[Record]:
+    return [_record(run, Kind.CLOSED, now)] if run.ended and not run.closed else []
 
 
 def _fail(run: Run, command: Fail, now: float) -> list[Record]:
     head = command.failure.head()
-    if command.retryable and run.attempt < run.max_attempts and run.status is Status.RUNNING:
+    if run.unfinished or run.asleep:
+        _require_body(run, "fail")
+    if command.retryable and run.attempt < run.max_attempts and run.executing:
         after(run.status, Verb.RETRY, run.run_id)
         wait = run.retry.wait_after(run.attempt - run.attempt_base, command.fraction)
         head["not_before"] = now + wait
@@ -150,6 +231,8 @@ def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
     if run.status is Status.SUSPENDED:
         return []
     after(run.status, Verb.SUSPEND, run.run_id)
+    if run.status in COORDINATED and not run.asleep:
+        _require_body(run, "suspend")
     head = command.failure.head() if command.failure is not None else {}
     if command.reason:
         head["reason"] = command.reason
@@ -157,17 +240,28 @@ def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
 
 
 def _resume(run: Run, command: Resume, now: float) -> list[Record]:
-    after(run.status, Verb.RESUME, run.run_id)
+    after(run.status, Verb.REJOIN if run.returned_seq else Verb.RESUME, run.run_id)
     return [_record(run, Kind.RESUMED, now)]
 
 
 def _revive(run: Run, command: Revive, now: float) -> list[Record]:
-    after(run.status, Verb.REVIVE, run.run_id)
-    return [_record(run, Kind.RESUMED, now, {"reason": "retry"})]
+    if not command.by_parent and (run.attached or run.status is Status.CANCELLED):
+        why = (
+            f"it belongs to run {run.parent_id}: retry that"
+            if run.attached
+            else "somebody cancelled it: start a new run"
+        )
+        raise TransitionError(f"run {run.run_id} is {run.status}: it cannot retry; {why}")
+    after(run.status, Verb.REJOIN if run.returned_seq else Verb.REVIVE, run.run_id)
+    head: dict[str, Any] = {"reason": "retry"}
+    if command.children:
+        head["children"] = command.children
+    return [_record(run, Kind.RESUMED, now, head)]
 
 
 def _release(run: Run, command: Release, now: float) -> list[Record]:
     after(run.status, Verb.RELEASE, run.run_id)
+    _require_body(run, "release")
     return [_record(run, Kind.RELEASED, now)]
 
 
@@ -180,6 +274,11 @@ def _discard(run: Run, command: Discard, now: float) -> list[Record]:
 _RULES: dict[type, Callable[[Run, Any, float], list[Record]]] = {
     Note: _note,
     Complete: _complete,
+    ChildEnded: _child_ended,
+    Coordinate: _coordinate,
+    Sleep: _sleep,
+    Wake: _wake,
+    Close: _close,
     Begin: _begin,
     Create: _create,
     Recover: _recover,

@@ -39,16 +39,22 @@ _NO_BATCHES: deque[list[Record]] = deque()
 
 
 class Memo:
-    """The recorded calls of one run, as one attempt sees them."""
+    """The recorded calls of one run, as one attempt sees them.
+
+    Arguments:
+        records: with the calls of the body, or of the coordinator, whichever it is that goes on.
+        attempt: the attempt that goes on.
+        past: earlier records; only the events among them matter.
+    """
 
     __slots__ = ("_batches", "_called", "_counts", "_events", "_markers", "_prior", "_repeated", "_results")
 
-    def __init__(self, records: Sequence[Record] = (), attempt: int = 1) -> None:
+    def __init__(self, records: Sequence[Record] = (), attempt: int = 1, past: Sequence[Record] = ()) -> None:
         self._counts: dict[tuple[str, bytes], int] = {}
         self._prior: dict[Call, Record] = {}
         self._results: dict[Call, Record] = {}
         self._markers: dict[Call, Record] = {}
-        self._events: list[Record] = []
+        self._events: list[Record] = [record for record in past if record.kind is Kind.EVENT]
         #: Calls that the code has made while results of this attempt are still to be handed back.
         self._called: set[Call] = set() if records else _NO_CALLS
         #: After `relax`: the recorded calls of this attempt that have not been handed back.

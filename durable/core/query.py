@@ -22,7 +22,9 @@ class RunFilter:
         key: runs that were started with this key, by any user.
         parent_id: children of this run.
         dead: dead letters only.
-        open: runs that have not ended only.
+        open: runs that are not closed only.
+        due_after: runs that are due after this time only.
+        due_by: runs that are due by this time only.
         after: runs that come after the run with this id, in the order of ids (which is the order of creation).
         limit: at most so many.
     """
@@ -34,6 +36,8 @@ class RunFilter:
     parent_id: str | None = None
     dead: bool = False
     open: bool = False
+    due_after: float | None = None
+    due_by: float | None = None
     after: str | None = None
     limit: int = 100
 
@@ -46,6 +50,8 @@ class RunFilter:
             and (self.key is None or run.key == self.key)
             and (self.parent_id is None or run.parent_id == self.parent_id)
             and (not self.dead or run.dead)
-            and (not self.open or not run.ended)
+            and (not self.open or not run.closed)
+            and (self.due_after is None or (run.due is not None and run.due > self.due_after))
+            and (self.due_by is None or (run.due is not None and run.due <= self.due_by))
             and (self.after is None or run.run_id > self.after)
         )

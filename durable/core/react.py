@@ -22,6 +22,8 @@ class Effect(Enum):
     RECEIVE = "hand a signal to a call that waits for it"
     INTERRUPT = "stop the body"
     SETTLE = "tell those who wait for the end, and cancel the children that belong to the run"
+    ROUSE = "go on with a run that is asleep"
+    REST = "let go of the body: the run goes on from its record"
 
 
 REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
@@ -37,6 +39,8 @@ REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
         Kind.FAILED: (Effect.SETTLE,),
         Kind.TIMED_OUT: (Effect.SETTLE,),
         Kind.CANCELLED: (Effect.INTERRUPT, Effect.SETTLE),
+        Kind.CHILDREN_STARTED: (),
+        Kind.CHILDREN_FAILED: (Effect.SETTLE,),
         Kind.EVENT: (Effect.DELIVER,),
         Kind.STEP_COMPLETED: (Effect.DELIVER,),
         Kind.STEP_FAILED: (Effect.DELIVER,),
@@ -45,7 +49,12 @@ REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
         Kind.TIMER_SET: (),
         Kind.CHILD_STARTED: (),
         Kind.SIGNAL: (Effect.RECEIVE,),
+        Kind.CHILD_ENDED: (Effect.ROUSE,),
         Kind.RELEASED: (),
+        Kind.ASLEEP: (Effect.REST,),
         Kind.DISCARDED: (),
+        Kind.AWAKE: (Effect.EXECUTE,),
+        Kind.COORDINATING: (Effect.EXECUTE,),
+        Kind.CLOSED: (),
     }
 )

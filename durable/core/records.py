@@ -26,6 +26,8 @@ class Kind(IntEnum):
     TIMED_OUT = 10
     CANCELLED = 11
     EVENT = 13
+    CHILDREN_STARTED = 14
+    CHILDREN_FAILED = 15
     STEP_COMPLETED = 20
     STEP_FAILED = 21
     STEP_CANCELLED = 22
@@ -33,8 +35,13 @@ class Kind(IntEnum):
     TIMER_SET = 24
     CHILD_STARTED = 25
     SIGNAL = 26
+    CHILD_ENDED = 27
     RELEASED = 28
+    ASLEEP = 29
     DISCARDED = 30
+    AWAKE = 31
+    COORDINATING = 32
+    CLOSED = 33
 
 
 #: Kinds that hand a result to a call of the body.
@@ -42,7 +49,7 @@ RESULTS = frozenset({Kind.STEP_COMPLETED, Kind.STEP_FAILED, Kind.STEP_CANCELLED}
 #: Kinds that belong to a call of the body: they carry its identity.
 CALLS = RESULTS | {Kind.STEP_RETRYING, Kind.TIMER_SET, Kind.CHILD_STARTED, Kind.WAITING, Kind.EVENT}
 #: Kinds that end a run.
-ENDS = frozenset({Kind.COMPLETED, Kind.FAILED, Kind.TIMED_OUT, Kind.CANCELLED})
+ENDS = frozenset({Kind.COMPLETED, Kind.FAILED, Kind.TIMED_OUT, Kind.CHILDREN_FAILED, Kind.CANCELLED})
 
 _NAMES = {
     Kind.CREATED: "created",
@@ -56,6 +63,8 @@ _NAMES = {
     Kind.FAILED: "failed",
     Kind.TIMED_OUT: "timed_out",
     Kind.CANCELLED: "cancelled",
+    Kind.CHILDREN_STARTED: "waiting",
+    Kind.CHILDREN_FAILED: "children_failed",
     Kind.STEP_COMPLETED: "step:completed",
     Kind.STEP_FAILED: "step:failed",
     Kind.STEP_CANCELLED: "step:cancelled",
@@ -63,14 +72,19 @@ _NAMES = {
     Kind.TIMER_SET: "step:timer",
     Kind.CHILD_STARTED: "step:child",
     Kind.SIGNAL: "step:signal",
+    Kind.CHILD_ENDED: "step:child_ended",
     Kind.RELEASED: "step:released",
+    Kind.ASLEEP: "step:asleep",
     Kind.DISCARDED: "step:discarded",
+    Kind.AWAKE: "step:awake",
+    Kind.COORDINATING: "step:coordinating",
+    Kind.CLOSED: "step:closed",
 }
 
 #: Event names that users may not emit: the engine's own, and those of the stream protocol.
 RESERVED_NAMES = frozenset(
     {name for name in _NAMES.values() if not name.startswith("step:")}
-    | {"children_failed", "ready", "error", "heartbeat", "gap", "server_shutting_down"}
+    | {"ready", "error", "heartbeat", "gap", "server_shutting_down"}
 )
 
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from durable.core.records import Kind, Record
 from durable.core.retry import ONCE, Retry
 from durable.core.status import ENDED, Status
+
+Join = Literal["", "function", "task"]
+
+COORDINATED = frozenset({Status.WAITING_FOR_ON_CHILDREN_COMPLETE})
+#: Statuses in which the ends of returned children count.
+JOINING = COORDINATED | {Status.WAITING_FOR_CHILDREN}
 
 
 @dataclass(slots=True)
@@ -26,8 +32,12 @@ class Run:
     key: str | None = None
     user: str | None = None
     parent_id: str | None = None
-    #: Whether the parent waits for this run in its body, and cancels it with itself.
+    #: Whether this run belongs to its parent, and is cancelled with it.
     attached: bool = False
+    #: Whether the parent returned this run as a child (or has it for a coordinator), and is told when it ends.
+    joined: bool = False
+    #: How many ancestors it belongs to.
+    depth: int = 0
     priority: int = 0
     input: bytes = b"null"
     #: SHA-256 of the canonical input, for a later start with the same key; empty without a key.
@@ -48,6 +58,23 @@ class Run:
     ended_at: float | None = None
     failure: dict[str, Any] | None = None
     result: bytes | None = None
+    #: Children that the body, or the coordinator, returned and that have not ended.
+    unfinished: int = 0
+    #: Children that the body awaits and whose outcome it has not recorded.
+    awaiting: int = 0
+    #: What follows when all children have ended: nothing, a function of this run, or a run of its own.
+    join: Join = ""
+    #: Whether the failure of a child is left to the coordinator.
+    lenient: bool = False
+    #: The record by which the body returned children; 0 while it has not.
+    returned_seq: int = 0
+    #: The run that is the coordinator.
+    coordinator_id: str | None = None
+    #: Whether it waits without a coroutine, until `wake_at` if that is known.
+    asleep: bool = False
+    wake_at: float | None = None
+    #: Ended, and so are the children that belonged to it.
+    closed: bool = False
     #: Signals received and not yet taken: (seq, name).
     signals: list[tuple[int, str]] = field(default_factory=list)
     #: Ended in failure, and not yet discarded or retried.
@@ -58,6 +85,26 @@ class Run:
     def ended(self) -> bool:
         """Whether the run is over."""
         return self.status in ENDED
+
+    @property
+    def executing(self) -> bool:
+        """Whether a body is at work: the task's own, or the function that is its coordinator."""
+        if self.asleep:
+            return False
+        return self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+
+    @property
+    def due(self) -> float | None:
+        """From when on the engine has to see to it; None while it waits for something else than time."""
+        if self.closed or self.status is Status.SUSPENDED:
+            return None
+        if self.ended:
+            return 0.0
+        if self.asleep:
+            return self.wake_at
+        if self.status in JOINING and self.unfinished:
+            return None
+        return 0.0 if self.executing else self.not_before
 
     @property
     def max_attempts(self) -> int:
@@ -88,6 +135,8 @@ def _created(run: Run, record: Record) -> None:
     run.user = head.get("user")
     run.parent_id = head.get("parent")
     run.attached = head.get("attached", False)
+    run.joined = head.get("joined", False)
+    run.depth = head.get("depth", 0)
     run.priority = head.get("priority", 0)
     run.fingerprint = head.get("fingerprint", "")
     run.timeout = head.get("timeout")
@@ -103,28 +152,34 @@ def _started(run: Run, record: Record) -> None:
         run.started_at = record.at
 
 
+def _ready(run: Run) -> Status:
+    """Where a run waits for its turn: its body's, or its coordinator's."""
+    return Status.WAITING_FOR_CHILDREN if run.returned_seq else Status.READY
+
+
 def _retrying(run: Run, record: Record) -> None:
-    run.status = Status.READY
+    run.status = _ready(run)
     run.attempt = record.attempt + 1
     run.not_before = record.head.get("not_before", 0.0)
     run.failure = _failure(record)
 
 
 def _recovered(run: Run, record: Record) -> None:
-    run.status = Status.RUNNING
     run.recoveries += 1
     run.recovery_reason = record.head.get("reason")
 
 
 def _suspended(run: Run, record: Record) -> None:
     run.status = Status.SUSPENDED
+    run.asleep, run.wake_at = False, None
     run.reason = record.head.get("reason")
     if "error_type" in record.head:
         run.failure = _failure(record)
 
 
 def _resumed(run: Run, record: Record) -> None:
-    run.status = Status.READY
+    run.status = _ready(run)
+    run.unfinished = record.head.get("children", 0)
     run.reason = None
     run.failure = None
     run.not_before = 0.0
@@ -132,32 +187,88 @@ def _resumed(run: Run, record: Record) -> None:
         run.attempt_base = record.attempt
         run.attempt = record.attempt + 1
     run.ended_at = None
-    run.dead = False
+    run.dead = run.closed = False
     run.recoveries = 0
 
 
+def _ended(run: Run, record: Record, status: Status) -> None:
+    run.status = status
+    run.ended_at = record.at
+    run.asleep, run.wake_at = False, None
+    run.closed = not (run.unfinished or run.awaiting)
+
+
 def _completed(run: Run, record: Record) -> None:
-    run.status = Status.COMPLETED
     run.result = record.payload
     run.failure = None
-    run.ended_at = record.at
+    _ended(run, record, Status.COMPLETED)
+
+
+_FAILURES = {
+    Kind.FAILED: Status.FAILED,
+    Kind.TIMED_OUT: Status.TIMED_OUT,
+    Kind.CHILDREN_FAILED: Status.CHILDREN_FAILED,
+}
 
 
 def _failed(run: Run, record: Record) -> None:
-    run.status = Status.TIMED_OUT if record.kind is Kind.TIMED_OUT else Status.FAILED
+    status = _FAILURES[record.kind]
+    if run.returned_seq and status is not Status.CHILDREN_FAILED:
+        status = Status.ON_CHILDREN_COMPLETE_FAILED
     run.failure = _failure(record)
-    run.ended_at = record.at
     run.dead = True
+    _ended(run, record, status)
 
 
 def _cancelled(run: Run, record: Record) -> None:
-    run.status = Status.CANCELLED
     run.reason = record.head.get("reason")
-    run.ended_at = record.at
+    _ended(run, record, Status.CANCELLED)
+
+
+def _closed(run: Run, record: Record) -> None:
+    run.closed = True
+    run.unfinished = run.awaiting = 0
+
+
+def _children_started(run: Run, record: Record) -> None:
+    head = record.head
+    run.unfinished = head.get("children", 0)
+    run.result = record.payload
+    if not run.returned_seq:
+        run.status = Status.WAITING_FOR_CHILDREN
+        run.returned_seq = record.seq
+        run.join = head.get("join", "")
+        run.lenient = head.get("lenient", False)
+        run.attempt_base = record.attempt - 1  # the coordinator has the policy's whole count before it
+        run.failure = None
+        run.not_before = 0.0
+        run.recoveries = 0
+
+
+def _child_ended(run: Run, record: Record) -> None:
+    if run.asleep:
+        run.wake_at = 0.0
+    else:
+        run.unfinished -= 1
+
+
+def _coordinating(run: Run, record: Record) -> None:
+    run.status = Status.WAITING_FOR_ON_CHILDREN_COMPLETE
+    run.coordinator_id = record.head.get("coordinator", run.coordinator_id)
+    run.unfinished = record.head.get("children", 0)
+
+
+def _asleep(run: Run, record: Record) -> None:
+    run.asleep = True
+    run.wake_at = record.head.get("until")
+
+
+def _awake(run: Run, record: Record) -> None:
+    run.asleep, run.wake_at = False, None
 
 
 def _released(run: Run, record: Record) -> None:
-    run.status = Status.READY
+    run.status = _ready(run)
 
 
 def _discarded(run: Run, record: Record) -> None:
@@ -166,18 +277,31 @@ def _discarded(run: Run, record: Record) -> None:
 
 def _signal(run: Run, record: Record) -> None:
     run.signals.append((record.seq, record.name))
+    if run.asleep:
+        run.wake_at = 0.0
 
 
 def _step(run: Run, record: Record) -> None:
     run.recoveries = 0
-    taken = record.head.get("signal")
+    head = record.head
+    if not head:
+        return
+    if "awaited" in head:
+        run.awaiting -= 1
+    taken = head.get("signal")
     if taken is not None:  # as a rule it is the first: one pass over thousands for each would be too much
         at = next((at for at, (seq, _) in enumerate(run.signals) if seq == taken), None)
         if at is not None:
             del run.signals[at]
 
 
+def _child_started(run: Run, record: Record) -> None:
+    run.awaiting += 1
+
+
 def _step_cancelled(run: Run, record: Record) -> None:
+    if "awaited" in record.head:
+        run.awaiting -= 1
     given_back = record.head.get("unread")
     if given_back is not None:  # the call had taken a signal, and was given up before it got it
         run.signals = sorted([*run.signals, (given_back, record.head["what"])])
@@ -199,16 +323,23 @@ _FOLD: dict[Kind, Callable[[Run, Record], None]] = {
     Kind.FAILED: _failed,
     Kind.TIMED_OUT: _failed,
     Kind.CANCELLED: _cancelled,
+    Kind.CHILDREN_STARTED: _children_started,
+    Kind.CHILDREN_FAILED: _failed,
     Kind.EVENT: _nothing,
     Kind.STEP_COMPLETED: _step,
     Kind.STEP_FAILED: _step,
     Kind.STEP_CANCELLED: _step_cancelled,
     Kind.STEP_RETRYING: _nothing,
     Kind.TIMER_SET: _nothing,
-    Kind.CHILD_STARTED: _nothing,
+    Kind.CHILD_STARTED: _child_started,
     Kind.SIGNAL: _signal,
+    Kind.CHILD_ENDED: _child_ended,
     Kind.RELEASED: _released,
+    Kind.ASLEEP: _asleep,
     Kind.DISCARDED: _discarded,
+    Kind.AWAKE: _awake,
+    Kind.COORDINATING: _coordinating,
+    Kind.CLOSED: _closed,
 }
 
 

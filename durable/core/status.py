@@ -35,18 +35,24 @@ class Verb(StrEnum):
 
     BEGIN = "begin"
     COMPLETE = "complete"
+    WAIT = "wait for children"
+    COORDINATE = "coordinate"
+    FAIL_BY_CHILDREN = "fail by its children"
     FAIL = "fail"
     TIME_OUT = "time_out"
     RETRY = "retry"
     RECOVER = "recover"
+    SLEEP = "sleep"
+    WAKE = "wake"
     RELEASE = "release"
     SUSPEND = "suspend"
     RESUME = "resume"
     CANCEL = "cancel"
     REVIVE = "revive"
+    REJOIN = "rejoin"
 
 
-#: Statuses in which a run has ended. Only REVIVE leads out of one.
+#: Statuses in which a run has ended. Only REVIVE and REJOIN lead out of one: a retry.
 ENDED = frozenset(
     {
         Status.COMPLETED,
@@ -58,24 +64,52 @@ ENDED = frozenset(
     }
 )
 
+_READY, _RUNNING, _SUSPENDED = Status.READY, Status.RUNNING, Status.SUSPENDED
+_CHILDREN, _COORDINATOR = Status.WAITING_FOR_CHILDREN, Status.WAITING_FOR_ON_CHILDREN_COMPLETE
+
 TRANSITIONS: Mapping[tuple[Status, Verb], Status] = MappingProxyType(
     {
-        (Status.READY, Verb.BEGIN): Status.RUNNING,
-        (Status.READY, Verb.SUSPEND): Status.SUSPENDED,
-        (Status.READY, Verb.CANCEL): Status.CANCELLED,
-        (Status.READY, Verb.FAIL): Status.FAILED,  # its input can no longer be read
-        (Status.RUNNING, Verb.COMPLETE): Status.COMPLETED,
-        (Status.RUNNING, Verb.FAIL): Status.FAILED,
-        (Status.RUNNING, Verb.TIME_OUT): Status.TIMED_OUT,
-        (Status.RUNNING, Verb.RETRY): Status.READY,
-        (Status.RUNNING, Verb.RECOVER): Status.RUNNING,
-        (Status.RUNNING, Verb.RELEASE): Status.READY,
-        (Status.RUNNING, Verb.SUSPEND): Status.SUSPENDED,
-        (Status.RUNNING, Verb.CANCEL): Status.CANCELLED,
-        (Status.SUSPENDED, Verb.RESUME): Status.READY,
-        (Status.SUSPENDED, Verb.CANCEL): Status.CANCELLED,
-        (Status.FAILED, Verb.REVIVE): Status.READY,
-        (Status.TIMED_OUT, Verb.REVIVE): Status.READY,
+        (_READY, Verb.BEGIN): _RUNNING,
+        (_READY, Verb.SUSPEND): _SUSPENDED,
+        (_READY, Verb.CANCEL): Status.CANCELLED,
+        (_READY, Verb.FAIL): Status.FAILED,  # its input can no longer be read
+        (_RUNNING, Verb.COMPLETE): Status.COMPLETED,
+        (_RUNNING, Verb.WAIT): _CHILDREN,
+        (_RUNNING, Verb.FAIL): Status.FAILED,
+        (_RUNNING, Verb.TIME_OUT): Status.TIMED_OUT,
+        (_RUNNING, Verb.RETRY): _READY,
+        (_RUNNING, Verb.RECOVER): _RUNNING,
+        (_RUNNING, Verb.SLEEP): _RUNNING,
+        (_RUNNING, Verb.WAKE): _RUNNING,
+        (_RUNNING, Verb.RELEASE): _READY,
+        (_RUNNING, Verb.SUSPEND): _SUSPENDED,
+        (_RUNNING, Verb.CANCEL): Status.CANCELLED,
+        (_SUSPENDED, Verb.RESUME): _READY,
+        (_SUSPENDED, Verb.REJOIN): _CHILDREN,  # it was its coordinator that was suspended
+        (_SUSPENDED, Verb.CANCEL): Status.CANCELLED,
+        (_CHILDREN, Verb.COORDINATE): _COORDINATOR,
+        (_CHILDREN, Verb.COMPLETE): Status.COMPLETED,
+        (_CHILDREN, Verb.FAIL_BY_CHILDREN): Status.CHILDREN_FAILED,
+        (_CHILDREN, Verb.FAIL): Status.ON_CHILDREN_COMPLETE_FAILED,  # the coordinator cannot be started
+        (_CHILDREN, Verb.CANCEL): Status.CANCELLED,
+        (_COORDINATOR, Verb.COMPLETE): Status.COMPLETED,
+        (_COORDINATOR, Verb.WAIT): _COORDINATOR,  # it returned children itself
+        (_COORDINATOR, Verb.FAIL): Status.ON_CHILDREN_COMPLETE_FAILED,
+        (_COORDINATOR, Verb.TIME_OUT): Status.ON_CHILDREN_COMPLETE_FAILED,
+        (_COORDINATOR, Verb.FAIL_BY_CHILDREN): Status.ON_CHILDREN_COMPLETE_FAILED,
+        (_COORDINATOR, Verb.RETRY): _CHILDREN,
+        (_COORDINATOR, Verb.RECOVER): _COORDINATOR,
+        (_COORDINATOR, Verb.SLEEP): _COORDINATOR,
+        (_COORDINATOR, Verb.WAKE): _COORDINATOR,
+        (_COORDINATOR, Verb.RELEASE): _CHILDREN,
+        (_COORDINATOR, Verb.SUSPEND): _SUSPENDED,
+        (_COORDINATOR, Verb.CANCEL): Status.CANCELLED,
+        (Status.FAILED, Verb.REVIVE): _READY,
+        (Status.TIMED_OUT, Verb.REVIVE): _READY,
+        (Status.CANCELLED, Verb.REVIVE): _READY,  # with its family only: its parent, which had cancelled it, is retried
+        (Status.CANCELLED, Verb.REJOIN): _CHILDREN,
+        (Status.CHILDREN_FAILED, Verb.REJOIN): _CHILDREN,
+        (Status.ON_CHILDREN_COMPLETE_FAILED, Verb.REJOIN): _CHILDREN,
     }
 )
 

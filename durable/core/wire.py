@@ -129,7 +129,8 @@ def decode_unit(data: bytes, batch: int = 0) -> list[Record]:
 _PLAIN = (
     "version", "key", "user", "parent_id", "attached", "priority", "fingerprint", "timeout", "attempt",
     "attempt_base", "recoveries", "recovery_reason", "not_before", "created_at", "started_at", "ended_at", "failure",
-    "dead", "reason",
+    "dead", "reason", "joined", "depth", "unfinished", "awaiting", "join", "lenient", "returned_seq", "coordinator_id",
+    "asleep", "wake_at", "closed",
 )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from durable.core.commands import Note, Suspend
 from durable.core.memo import Divergence, Memo
 from durable.core.records import Call, Failure, Kind, Record
-from durable.core.status import Status
 from durable.engine.delivery import Delivery
 from durable.engine.divergence import call_site, describe
 from durable.engine.entry import Entry
@@ -66,8 +65,11 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
+        "awoken",
         "body",
         "context",
+        "coordinating",
+        "deadlines",
         "definition",
         "delivery",
         "entry",
@@ -83,6 +85,7 @@ class Attempt:
         "previous_error",
         "recovered",
         "recovery_reason",
+        "returned",
         "run_id",
         "services",
         "sites",
@@ -91,8 +94,9 @@ class Attempt:
     )
 
     def __init__(
-        self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool
-    ) -> None:
+        self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool,
+        *, awoken: bool = False, returned: bytes | None = None,
+    ) -> None:  # fmt: skip
         run = entry.run
         self.services = services
         self.entry = entry
@@ -100,6 +104,10 @@ class Attempt:
         self.memo = memo
         self.loop = asyncio.get_running_loop()
         self.run_id = run.run_id
+        #: Whether it is the coordinator that runs, and not the task's own body.
+        self.coordinating = bool(run.returned_seq)
+        #: Until when the calls that wait for a time wait at most.
+        self.deadlines: dict[Call, float] = {}
         self.task_name = run.task
         self.key = run.key
         self.user = run.user
@@ -108,6 +116,10 @@ class Attempt:
         self.previous_error = run.failure["message"] if run.failure else None
         self.input: dict[str, Any] = {}
         self.recovered = recovered
+        #: Whether it goes on because a wait is over: nothing was lost.
+        self.awoken = awoken
+        #: For a coordinator: what the body returned.
+        self.returned = returned
         self.recovery_reason: RecoveryReason | None = _REASONS.get(run.recovery_reason) if recovered else None
         #: Set before the engine itself cancels the body: what happens from then on is not the body's doing.
         self.interrupted = False
@@ -151,11 +163,16 @@ class Attempt:
 
     def check_current(self) -> None:
         """Refuse what comes from code that outlived its attempt."""
-        if self.interrupted or self.entry.run.status is not Status.RUNNING:
+        if self.interrupted or not self.entry.run.executing:
             state = "stopped" if self.interrupted else self.entry.run.status
             raise TransitionError(
                 f"attempt {self.attempt} of run {self.run_id} is over ({state}): it can do nothing more"
             )
+
+    @property
+    def origin(self) -> str:
+        """What the keys and random numbers of its calls are derived from: the run; a coordinator's are others than the body's."""
+        return f"{self.run_id}/on_children_complete" if self.coordinating else self.run_id
 
     def identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """What tells a call apart from others of its name: its arguments."""
@@ -190,10 +207,14 @@ class Attempt:
     async def pause(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
         """A call that only waits, for a time, a signal or a child: where there is nothing else, a closing application need not."""
         self._pausing += 1
+        if self._pausing == 1:
+            self.services.residence.paused(self.entry)
         try:
             return await self.perform(call, live, returns)
         finally:
             self._pausing -= 1
+            if not self._pausing:
+                self.services.residence.unpaused(self.entry)
 
     async def watch(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]]) -> Any:
         """A deadline beside the body: nothing that the body itself waits for."""
@@ -225,15 +246,19 @@ class Attempt:
         self.note_failure(call, error)
         return await future
 
-    def note_failure(self, call: Call, error: BaseException) -> None:
+    def note_failure(self, call: Call, error: BaseException, head: dict[str, Any] | None = None) -> None:
         """Record that a call failed."""
         failure = describe_error(error, self.services.codec)
-        self._note_outcome(call, Kind.STEP_FAILED, failure.state, failure.head())
+        self._note_outcome(call, Kind.STEP_FAILED, failure.state, {**failure.head(), **(head or {})})
 
     def _note_outcome(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None) -> None:
-        if call in self.delivery.added:
-            head = {**(head or {}), "added": True}
-        self.note(kind, call, payload, head)
+        self.check_current()
+        self.services.pipeline.stage(self.entry, self.outcome_note(call, kind, payload, head))
+
+    def outcome_note(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None) -> Note:
+        """What records the outcome of a call."""
+        head = head if head is not None else {}
+        return Note(kind, call, payload, {**head, "added": True} if call in self.delivery.added else head)
 
     def note(self, kind: Kind, call: Call, payload: bytes | None = None, head: dict[str, Any] | None = None) -> None:
         """Stage a record of the body."""
@@ -242,7 +267,7 @@ class Attempt:
 
     def note_cancelled(self, call: Call, head: dict[str, Any] | None = None) -> None:
         """Record that the body itself gave a call up, unless it was the engine that stopped the body."""
-        if not self.interrupted and self.entry.run.status is Status.RUNNING:
+        if not self.interrupted and self.entry.run.executing:
             self.note(Kind.STEP_CANCELLED, call, None, head)
 
     async def values_durable(self) -> None:
@@ -258,7 +283,7 @@ class Attempt:
 
     def park_with(self, error: Exception) -> None:
         """Suspend the run with an error that a person has to look at."""
-        if self.entry.run.status is Status.RUNNING and not self.interrupted:
+        if self.entry.run.executing and not self.interrupted:
             failure = describe_error(error, self.services.codec)
             self.services.pipeline.stage(self.entry, Suspend(type(error).__name__, failure))
 
@@ -290,6 +315,11 @@ class Attempt:
     def idle(self) -> bool:
         """Whether the body only waits: for a time, a signal or a child."""
         return 0 < self._pausing == self.delivery.outstanding - self._watching
+
+    @property
+    def wakes_at(self) -> float | None:
+        """The wall-clock time until which an idle body waits at most; None where that is not known."""
+        return min(self.deadlines.values(), default=None)
 
     def interrupt(self) -> None:
         """Stop the body."""

@@ -6,15 +6,17 @@ Law: a body ends in exactly one command: complete, fail, suspend, or none where 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from durable.clock import fraction_of
-from durable.core.commands import Complete, Fail
+from durable.core.commands import Fail
 from durable.core.memo import Divergence
-from durable.core.status import Status
 from durable.engine.execution import Execution
 from durable.engine.scopes import StepScope
 from durable.errors import (
+    DefinitionError,
+    LimitError,
     LogFencedError,
     NonRetryableError,
     PayloadError,
@@ -23,11 +25,14 @@ from durable.errors import (
     TransitionError,
     ValidationError,
 )
+from durable.tasks.child import found_children, new_children, resolve
 from durable.tasks.context import Context, check_event_name, event_name
 from durable.tasks.definition import RERUN, FunctionFacts, Result
 from durable.tasks.failure import describe
 from durable.tasks.host import current_scope
 
+#: Errors that no further attempt can mend.
+_FINAL = (NonRetryableError, PayloadError, ValidationError, LimitError)
 _UNNAMED = (type(None), bool, int, float, str, bytes, list, tuple, dict, set)
 
 
@@ -38,10 +43,10 @@ async def run_body(execution: Execution) -> None:
     limit = None if run.timeout is None else asyncio.timeout(run.timeout)
     try:
         if limit is None:
-            payload = _encoded(execution, await _call(execution))
+            await _returned(execution, await _call(execution))
         else:
             async with limit:
-                payload = _encoded(execution, await _call(execution))
+                await _returned(execution, await _call(execution))
     except asyncio.CancelledError as error:
         if execution.interrupted:
             return
@@ -58,49 +63,64 @@ async def run_body(execution: Execution) -> None:
         raise  # meant for the process, not for the run, which goes on in the next one
     except BaseException as error:  # noqa: BLE001 - whatever else a body raises is its outcome
         _fail(execution, error)
-    else:
-        leftover = execution.memo.leftover()
-        if leftover and not execution.manual:
-            execution.park(Divergence(leftover, (), "calls were removed: the body ended without them"))
-        elif run.status is Status.RUNNING and not execution.interrupted:
-            _stage(execution, Complete(payload))
     finally:
         await execution.finish()
 
 
-def _encoded(execution: Execution, value: Any) -> bytes:
-    definition = execution.definition
-    return execution.services.codec.encode(value, definition.facts.returns, f"the result of task {definition.name!r}")
+async def _returned(execution: Execution, value: Any) -> None:
+    """Record what the body returned, and start the children in it."""
+    leftover = execution.memo.leftover()
+    if leftover and not execution.manual:
+        execution.park(Divergence(leftover, (), "calls were removed: the body ended without them"))
+        return
+    services, definition = execution.services, execution.definition
+    facts, what = definition.facts, f"the result of task {definition.name!r}"
+    if execution.coordinating:
+        assert isinstance(definition.on_children_complete, FunctionFacts)
+        facts, what = definition.on_children_complete, f"the result of the coordinator of task {definition.name!r}"
+    with new_children(services.families.new_id) as children:
+        payload = services.codec.encode(value, facts.returns, what)
+    if execution.entry.run.executing and not execution.interrupted:
+        try:
+            await services.families.returned(execution.entry, definition, payload, children)
+        except (StorageError, ShuttingDownError, TransitionError):
+            return  # the store failed or is closed, or somebody ended the run first: there is nothing more to say
 
 
 def _fail(execution: Execution, error: BaseException, timed_out: bool = False) -> None:
     """Record that the attempt failed, unless the run is no longer the body's to end."""
     run = execution.entry.run
-    if run.status is not Status.RUNNING or execution.interrupted:
+    if not run.executing or execution.interrupted:
         return
     policy = execution.definition.retry
-    final = isinstance(error, NonRetryableError | PayloadError | ValidationError) or not policy.allows(error)
+    final = isinstance(error, _FINAL) or not policy.allows(error)
     failure = describe(error, execution.services.codec)
     fraction = fraction_of(execution.services.entropy.token_bytes(7)) if run.retry.jitter else 0.0
-    _stage(execution, Fail(failure, not final, timed_out, fraction))
+    with suppress(StorageError, ShuttingDownError, TransitionError):  # as above
+        execution.services.pipeline.stage(execution.entry, Fail(failure, not final, timed_out, fraction))
 
 
-def _stage(execution: Execution, command: Complete | Fail) -> None:
-    try:
-        execution.services.pipeline.stage(execution.entry, command)
-    except (StorageError, ShuttingDownError, TransitionError):
-        return  # the store failed or is closed, or somebody ended the run first: there is nothing more to say
+async def _decoded(execution: Execution, payload: bytes, hint: Any, run_id: str | None) -> Any:
+    """A value with the outcomes of the children in it, which are those of the run `run_id`."""
+    with found_children() as found:
+        value = execution.services.codec.decode(payload, hint)
+    if found and run_id is not None:
+        await resolve(run_id, found, execution.services.families.end_children)
+    return value
 
 
 async def _call(execution: Execution) -> Any:
-    definition, services = execution.definition, execution.services
-    arguments = services.codec.decode(execution.entry.run.input, definition.facts.input_hint)
+    definition, services, run = execution.definition, execution.services, execution.entry.run
+    # A coordinator that is a run of its own gets what its parent's body returned.
+    arguments = await _decoded(execution, run.input, definition.facts.input_hint, run.parent_id)
     if not isinstance(arguments, dict):
         raise PayloadError(f"the stored input of run {execution.run_id} is no mapping of arguments")
     execution.input = arguments
     execution.context = Context(execution)
+    if execution.coordinating:
+        return await _coordinate(execution)
     args, kwargs = definition.facts.call_arguments(arguments, definition.name)
-    if execution.recovered and definition.recovery is not None:
+    if execution.recovered and not execution.awoken and definition.recovery is not None:
         scope = StepScope(
             services.host,
             services.clock,
@@ -123,6 +143,17 @@ async def _call(execution: Execution) -> Any:
     if definition.facts.shape == "generator":
         return await _generate(execution, _arguments(execution, definition.facts, args), kwargs)
     return await services.invoker.call(definition.facts, _arguments(execution, definition.facts, args), kwargs)
+
+
+async def _coordinate(execution: Execution) -> Any:
+    """Call the function that is the coordinator with what the body returned, its children with their outcomes."""
+    definition = execution.definition
+    facts = definition.on_children_complete
+    if not isinstance(facts, FunctionFacts):
+        raise DefinitionError(f"task {definition.name!r} has no function for on_children_complete any more")
+    value = await _decoded(execution, execution.returned or b"null", definition.facts.returns, execution.run_id)
+    current_scope.set(execution)
+    return await execution.services.invoker.call(facts, _arguments(execution, facts, (value,)), {})
 
 
 def _arguments(execution: Execution, facts: FunctionFacts, args: tuple[Any, ...]) -> tuple[Any, ...]:

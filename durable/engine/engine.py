@@ -12,20 +12,22 @@ from typing import Any
 from durable.clock import Clock, Entropy
 from durable.codec import Codec, Pickled, TaggedJson
 from durable.config import Config, Limits
-from durable.core.commands import Cancel, Command, Discard, Release, Resume, Revive, Send, Suspend
+from durable.core.commands import Cancel, Command, Discard, Release, Resume, Send, Suspend
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Call, Record
 from durable.core.run import Run
-from durable.core.status import Status
 from durable.engine.divergence import known_call
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
+from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
-from durable.engine.recovery import go_on, load
+from durable.engine.recovery import load
+from durable.engine.residence import QUEUED_MAX, Residence
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
-from durable.engine.starting import Parentage, Starter
+from durable.engine.starting import Starter
+from durable.engine.table import Table
 from durable.engine.turns import Turns
 from durable.errors import (
     AppNotOpenError,
@@ -37,6 +39,7 @@ from durable.errors import (
 )
 from durable.events.hub import Hub
 from durable.store.base import Store
+from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
 from durable.tasks.registry import find_task, on_new_task
@@ -55,7 +58,11 @@ class Engine:
         self._clock = clock
         self._entropy = entropy
         self._codec = TaggedJson(config.payload)
-        self._entries: dict[str, Entry] = {}
+        register_children(self._codec)
+        self._table: Table
+        self._kinship: Kinship
+        self._residence: Residence
+        self._bringing: asyncio.Task[None] | None = None
         self._hub = Hub()
         self._state = "new"
         self._services: Services
@@ -95,23 +102,25 @@ class Engine:
             raise
 
     async def _start_up(self) -> None:
-        self._entries.clear()
-        lifecycle = self._lifecycle = Lifecycle(self._entries)
-        pipeline = Pipeline(
-            self._store, self._clock, self._config.engine.history_records_max,
-            publish=lifecycle.publish, on_failure=self._store_failed,
-        )  # fmt: skip
-        scheduler = Scheduler(self._clock, self._limits.max_running, lifecycle.begin)
         settings = self._config.engine
-        lifecycle.scheduler = scheduler
+        lifecycle = self._lifecycle = Lifecycle()
+        table = self._table = lifecycle.table = Table(self._store, self._read_later)
+        kinship = self._kinship = lifecycle.kinship = Kinship(table, self._store, self._codec, settings)
+        residence = self._residence = lifecycle.residence = Residence(table, self._store, self._clock, settings)
+        pipeline = kinship.pipeline = residence.pipeline = Pipeline(
+            self._store, self._clock, settings.history_records_max,
+            publish=lifecycle.publish, entailed=kinship.entailed, on_failure=self._store_failed,
+        )  # fmt: skip
+        scheduler = Scheduler(self._clock, self._limits.max_running, lifecycle.begin, residence.crowded)
+        lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         lifecycle.services = self._services = Services(
-            host=self, families=self, store=self._store, pipeline=pipeline, hub=self._hub,
+            host=self, families=kinship, residence=residence, store=self._store, pipeline=pipeline, hub=self._hub,
             turns=Turns(asyncio.get_running_loop()),
             invoker=Invoker(settings.thread_workers, settings.process_workers), codec=self._codec, codecs=self._codec_of,
             clock=self._clock, entropy=self._entropy, settings=settings, has_step=known_call, closing=asyncio.Event(), on_step=self.on_step,
         )  # fmt: skip
-        self._starter = Starter(
-            self._entries, store=self._store, pipeline=pipeline, scheduler=scheduler,
+        self._starter = kinship.starter = Starter(
+            table, store=self._store, pipeline=pipeline, scheduler=scheduler,
             codec=self._codec, clock=self._clock, entropy=self._entropy,
         )  # fmt: skip
         loop = asyncio.get_running_loop()
@@ -119,13 +128,23 @@ class Engine:
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
 
-        await load(self._store, self._entries, self._limits.max_running)
+        now = self._clock.now()
+        due = RunFilter(open=True, due_by=now)
+        entries, left = await load(self._store, table, due, self._limits.max_running, QUEUED_MAX)
+        residence.open(now, await self._store.next_due(now))
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
         pipeline.open()
         self._state = "open"
-        for entry in list(self._entries.values()):
-            go_on(entry, self._entries, lifecycle)
+        for entry in entries:
+            lifecycle.go_on(entry)
+        if left is not None:
+            self._bringing = asyncio.create_task(residence.bring(left), name="durable-recovery")
+
+    def _read_later(self, entry: Entry) -> None:
+        """A run was read from the store after the opening, or beside it."""
+        if self._state == "open":
+            self._lifecycle.go_on(entry)
 
     async def close(self) -> None:
         """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.
@@ -142,18 +161,21 @@ class Engine:
         services = self._services
         services.closing.set()
         self._lifecycle.scheduler.closed = True
+        if self._bringing is not None:
+            self._bringing.cancel()
+        await self._residence.close()
         self._hub.wake_all()
         try:
             await self._stop_bodies()
             if services.pipeline.failure is None:
-                for entry in self._entries.values():
+                for entry in self._table:
                     self._lifecycle.scheduler.forget(entry)
-                    if entry.run.status is Status.RUNNING and find_task(entry.run.task) is not None:
+                    if entry.run.executing and find_task(entry.run.task) is not None:
                         services.pipeline.stage(entry, Release())
             await services.pipeline.close()
         finally:
             self._state = "closed"
-            for entry in self._entries.values():
+            for entry in self._table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
             self._hub.wake_all()
             self._task_defined = None
@@ -165,7 +187,7 @@ class Engine:
         settings = self._config.engine
         deadline = loop.time() + settings.shutdown_grace_seconds
         while True:
-            running = [entry for entry in self._entries.values() if entry.task is not None]
+            running = [entry for entry in self._table if entry.task is not None]
             late = loop.time() >= deadline
             for entry in running:
                 if entry.execution is not None and (late or entry.execution.idle):
@@ -181,7 +203,7 @@ class Engine:
 
     def _store_failed(self, error: StorageError) -> None:
         """The store takes nothing more: stop the bodies and tell everybody who waits."""
-        for entry in self._entries.values():
+        for entry in self._table:
             if entry.execution is not None:
                 entry.execution.interrupt()
             elif entry.task is not None:
@@ -212,13 +234,6 @@ class Engine:
         self._check_open()
         return await self._starter.start(task, options, task.facts.bind(args, kwargs, task.name))
 
-    async def start_child(
-        self, parent: Entry, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
-        *, attached: bool, note: Callable[[str, str | None], None],
-    ) -> tuple[str, str | None]:  # fmt: skip
-        """Start a run from within another."""
-        return await self._starter.start(task, options, arguments, Parentage(parent, attached, note))
-
     # --- asking -----------------------------------------------------------------------------------------------------------------
 
     def definition_of(self, name: str) -> TaskDefinition | None:
@@ -234,14 +249,16 @@ class Engine:
 
     async def wait_ended(self, run_id: str) -> Run:
         """Wait until the run has ended."""
-        entry = self._entries.get(run_id)
+        entry = self._table.get(run_id)
         if entry is None or entry.settled:
             run = await self.find_run(run_id)
             if run.ended:
                 return run
-            entry = self._entries.get(run_id)
-        if entry is None or self._state == "closed":
+        if self._state == "closed":
             raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
+        entry = await self._load(run_id)
+        if entry.settled:
+            return await self.find_run(run_id)  # it ended in between
         failure = self._services.pipeline.failure
         if failure is not None:
             raise LogFencedError(f"the store failed, the run goes on in the next process: {failure}") from failure
@@ -257,6 +274,13 @@ class Engine:
             entry.awaited -= in_body
             if waiter in entry.waiters:  # it was cancelled; but the end may have been told to all in the meantime
                 entry.waiters.remove(waiter)
+            self._lifecycle.let_go(entry)
+
+    async def _load(self, run_id: str) -> Entry:
+        entry = await self._table.load(run_id)
+        if entry is None:
+            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+        return entry
 
     async def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
@@ -290,20 +314,20 @@ class Engine:
             self._hub.unsubscribe(run_id, subscription)
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
-        """The runs that this run started, in order."""
-        await self.find_run(run_id)
+        """The runs that this run started, in order; not the one that is its coordinator."""
+        parent = await self.find_run(run_id)
         found: list[Run] = []
         after: str | None = None
         while page := await self._store.query(RunFilter(parent_id=run_id, after=after, limit=PAGE)):
             found += page
             after = page[-1].run_id
-        return found
+        return [run for run in found if run.run_id != parent.coordinator_id]
 
     def statistics(self) -> dict[str, int]:
         """How much is going on."""
         scheduler = self._lifecycle.scheduler
         return {
-            "loaded": len(self._entries),
+            "loaded": len(self._table),
             "running": scheduler.running,
             "queued": scheduler.queued,
             "orphaned": self._lifecycle.orphaned,
@@ -315,11 +339,7 @@ class Engine:
     async def _command(self, run_id: str, command: Command) -> None:
         """Have a run decide a command, durably."""
         self._check_open()
-        entry = self._entries.get(run_id)
-        if entry is None:
-            found = Entry(await self.find_run(run_id))
-            found.settled = found.run.ended
-            entry = self._entries.setdefault(run_id, found)
+        entry = await self._load(run_id)
         try:
             self._services.pipeline.stage(entry, command)
             await self._services.pipeline.durable(entry)
@@ -329,12 +349,6 @@ class Engine:
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
         """Cancel the run and all that belongs to it."""
         await self._command(run_id, Cancel(reason))
-
-    def give_up(self, parent: Entry, run_id: str) -> None:
-        """Cancel a child that its parent no longer waits for, together with what the parent records of that; no other run."""
-        child = self._entries.get(run_id)
-        if child is not None and child.run.parent_id == parent.run.run_id and self._services.pipeline.failure is None:
-            self._services.pipeline.stage(child, Cancel("the parent no longer waits for it"), join=parent.unit)
 
     async def stop_run(self, run_id: str, reason: str | None) -> None:
         """Suspend the run."""
@@ -346,7 +360,19 @@ class Engine:
 
     async def retry_run(self, run_id: str) -> None:
         """Try a failed run again."""
-        await self._command(run_id, Revive())
+        self._check_open()
+        entry = await self._load(run_id)
+        entry.held += 1
+        try:
+            await self._kinship.revive(entry)
+            await self._services.pipeline.durable(entry)
+        finally:
+            entry.held -= 1
+            self._lifecycle.let_go(entry)
+
+    async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
+        """Give these children of a run their outcomes."""
+        await self._kinship.end_children(run_id, children)
 
     async def discard_run(self, run_id: str) -> None:
         """Take a dead letter off the list."""

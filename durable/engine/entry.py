@@ -7,8 +7,10 @@ from the store, and so was durable before.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from durable.core.commands import Command
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.tasks.host import UserContext
@@ -28,6 +30,11 @@ class Running(Protocol):
     @property
     def idle(self) -> bool:
         """Whether the body only waits: for a time, a signal or a child."""
+        ...
+
+    @property
+    def wakes_at(self) -> float | None:
+        """The wall-clock time until which an idle body waits at most; None where that is not known."""
         ...
 
     def interrupt(self) -> None:
@@ -51,13 +58,18 @@ class Entry:
 
     __slots__ = (
         "awaited",
+        "branches",
         "children",
         "counted",
         "execution",
+        "held",
         "history",
         "identity",
         "in_flight",
+        "on_end",
+        "parent",
         "place",
+        "restored",
         "run",
         "settled",
         "slot",
@@ -67,8 +79,12 @@ class Entry:
         "waiters",
     )
 
-    def __init__(self, run: Run, identity: UserContext | None = None) -> None:
+    def __init__(self, run: Run, identity: UserContext | None = None, parent: Entry | None = None) -> None:
         self.run = run
+        #: The run that this one belongs to; it stays loaded as long as this one is, and has not ended.
+        self.parent = parent
+        if parent is not None:
+            parent.children.add(self)
         self.identity = identity
         #: Records decided and not yet handed to the store.
         self.unit: Unit | None = None
@@ -89,9 +105,17 @@ class Entry:
         #: Those who wait for the end.
         self.waiters: list[asyncio.Future[Run]] = []
         #: Loaded runs that belong to this one and have not ended.
-        self.children: set[str] = set()
+        self.children: set[Entry] = set()
+        #: How many of its children have come to the queue for a slot: each comes a little later than the one before.
+        self.branches = 0
+        #: What the body that awaits this run records of its end, in the same commit.
+        self.on_end: Callable[[Run], Command | None] | None = None
         #: Its records, where they were read ahead for its recovery.
         self.history: list[Record] | None = None
+        #: Whether it was read from the store: what was only in memory before is lost.
+        self.restored = False
+        #: By how many it is kept loaded although nothing goes on in it.
+        self.held = 0
         #: Whether its end has been told.
         self.settled = False
 

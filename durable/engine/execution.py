@@ -15,7 +15,6 @@ from uuid import UUID
 
 from durable.clock import fraction_of, uuid4_of
 from durable.core.records import Kind, Record
-from durable.core.status import Status
 from durable.engine.attempt import Attempt
 from durable.engine.offspring import run_child, spawn
 from durable.engine.scopes import StepScope, step_key
@@ -58,7 +57,7 @@ class Execution(Attempt):
         """A child run that belongs to this one."""
         arguments = task.facts.bind(args, kwargs, task.name)
         call = self.number(task.name, self.identity(args, kwargs))
-        return self.pause(call, lambda: run_child(self, call, task, options, arguments), task.facts.returns)
+        return self.pause(call, lambda: run_child(self, call, task, options, arguments), task.result_hint)
 
     async def start_task(
         self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -116,7 +115,7 @@ class Execution(Attempt):
         count = self._counters[what] = self._counters.get(what, 0) + 1
         # A body that recovers by hand takes another path than before: what it draws must not equal what it drew then.
         salt = self._base_seq if self.manual and self.recovered else 0
-        text = f"{self.services.store.store_id}:{self.run_id}:{what}:{count}:{salt}"
+        text = f"{self.services.store.store_id}:{self.origin}:{what}:{count}:{salt}"
         return sha256(text.encode()).digest()
 
     # --- what the context asks for: Backing -------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ class Execution(Attempt):
         scope = current_scope.get()
         if not isinstance(scope, StepScope):
             raise StepContextError("step_key() is for steps: call it inside one")
-        return step_key(self.run_id, scope.call)
+        return step_key(self.origin, scope.call)
 
     async def emit(self, name: str, value: object, ephemeral: bool) -> None:
         """Record an event; durable when this returns."""
@@ -207,7 +206,7 @@ class Execution(Attempt):
         return self.services.codec.encode(value, kind)
 
     def _note_late(self, name: str, payload: bytes, label: str) -> None:
-        if self.entry.run.status is Status.RUNNING:
+        if self.entry.run.executing:
             self.note(Kind.EVENT, (name, b"", 0), payload, {"step": label})
 
     def _publish_ephemeral(self, name: str, payload: bytes) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from contextvars import copy_context
 
-from durable.core.commands import Begin, Cancel, Recover
+from durable.core.commands import Begin, Fail, Recover, Suspend, Wake
 from durable.core.memo import Memo
 from durable.core.react import REACTIONS, Effect
 from durable.core.records import Kind, Record
@@ -18,10 +18,14 @@ from durable.core.status import Status
 from durable.engine.body import run_body
 from durable.engine.entry import Entry, Unit
 from durable.engine.execution import Execution
+from durable.engine.kinship import Kinship
+from durable.engine.residence import Residence
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
-from durable.errors import DurableError, RepositoryUnavailableError, StorageError
+from durable.engine.table import Table
+from durable.errors import DefinitionError, DurableError, RepositoryUnavailableError, StorageError
 from durable.tasks.definition import TaskDefinition
+from durable.tasks.failure import describe
 from durable.tasks.host import UserContext, current_identity, current_scope
 from durable.tasks.registry import find_task
 
@@ -33,9 +37,11 @@ class Lifecycle:
 
     services: Services
     scheduler: Scheduler
+    kinship: Kinship
+    residence: Residence
+    table: Table
 
-    def __init__(self, entries: dict[str, Entry]) -> None:
-        self._entries = entries
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         #: Runs whose task no imported module defines, by task.
         self._orphans: dict[str, dict[Entry, None]] = {}
@@ -50,6 +56,8 @@ class Lifecycle:
             Effect.RECEIVE: self._receive,
             Effect.INTERRUPT: self._interrupt,
             Effect.SETTLE: self._settle,
+            Effect.ROUSE: self._rouse,
+            Effect.REST: self._rest,
         }
 
     def publish(self, unit: Unit) -> None:
@@ -65,7 +73,7 @@ class Lifecycle:
                     if results is None:
                         results = {}
                     results.setdefault(id(entry), (entry, []))[1].append(record)
-            if entry.settled:
+            if entry.task is None:
                 self.let_go(entry)
         if results is not None:
             for entry, batch in results.values():
@@ -73,39 +81,78 @@ class Lifecycle:
                     entry.execution.committed(batch)
 
     def let_go(self, entry: Entry) -> None:
-        """Forget a run that has ended, once nothing of it is on its way: the next who asks for it gets it from the store."""
-        run_id = entry.run.run_id
-        if (
-            entry.run.ended
-            and entry.settled
-            and entry.task is None
-            and self._entries.get(run_id) is entry
-            and self.services.pipeline.is_durable(entry)
-        ):
-            del self._entries[run_id]
+        """Forget a run in which nothing goes on and nothing of which is on its way: the next who asks for it gets it from the store."""
+        if entry.task is not None or entry.held or not self.services.pipeline.is_durable(entry):
+            return
+        if not entry.run.ended:
+            self.residence.rest(entry)
+        elif entry.settled and entry.run.closed:
+            self.table.drop(entry)
+
+    def go_on(self, entry: Entry) -> None:
+        """Let a run that was read from the store go on."""
+        run = entry.run
+        if run.ended:
+            self.kinship.close(entry)
+        elif find_task(run.task) is None:
+            if run.due is not None:
+                logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
+            self.orphan(entry)
+        elif not self._suspended_for_user(entry):
+            self.scheduler.schedule(entry)
+
+    def _suspended_for_user(self, entry: Entry) -> bool:
+        """Suspend a run that lost its user's identity with its process, and cannot go on without."""
+        definition = find_task(entry.run.task)
+        due = entry.run.due
+        if definition is None or definition.auto_recover or not entry.restored or due is None:
+            return False
+        if entry.run.status is Status.WAITING_FOR_CHILDREN:
+            return False  # its coordinator is what cannot go on: see `Kinship.coordination`
+        self.services.pipeline.stage(entry, Suspend("waits for a fresh start with its key, which brings its user back"))
+        return True
 
     def begin(self, entry: Entry) -> None:
-        """Stage the beginning of a run that has its slot: of its attempt, or of its recovery."""
-        definition = find_task(entry.run.task)
+        """Stage the beginning of a run that has its slot: of its attempt, its coordinator, its recovery, or of the rest of its body."""
+        definition, run, pipeline = find_task(entry.run.task), entry.run, self.services.pipeline
         if definition is None:
             self.scheduler.release(entry)
             self.orphan(entry)
             return
         try:
-            if entry.run.status is Status.READY:
-                self.services.pipeline.stage(entry, Begin())
+            if self._suspended_for_user(entry):
+                self.scheduler.release(entry)
+            elif run.status is Status.READY:
+                pipeline.stage(entry, Begin())
+            elif run.status is Status.WAITING_FOR_CHILDREN:
+                self._coordinate(entry)
+            elif run.asleep:
+                pipeline.stage(entry, Wake())
             else:
                 limit = definition.max_recoveries
                 most = self.services.settings.max_recoveries if limit is None else limit
-                self.services.pipeline.stage(entry, Recover("crash", most))
+                pipeline.stage(entry, Recover("crash", most))
         except StorageError:
             return  # the store failed; the next process goes on
+
+    def _coordinate(self, entry: Entry) -> None:
+        """Begin the coordinator of a run whose children have all ended."""
+        wishes = self.kinship.coordination(entry)
+        if wishes:
+            (_, command), *further = wishes
+            self.services.pipeline.stage(entry, command, *further)
+        else:
+            error = DefinitionError(
+                f"task {entry.run.task!r} has no on_children_complete any more, which run {entry.run.run_id} needs"
+            )
+            self.services.pipeline.stage(entry, Fail(describe(error, self.services.codec), retryable=False))
+        if not entry.run.executing:
+            self.scheduler.release(entry)  # the coordinator is a run of its own
 
     def task_defined(self, name: str) -> None:
         """A module that defines this task was imported: its orphans go on."""
         for entry in self._orphans.pop(name, ()):
-            if entry.run.status in (Status.READY, Status.RUNNING):
-                self.scheduler.schedule(entry)
+            self.go_on(entry)
 
     def orphan(self, entry: Entry) -> None:
         """The run waits until a module that defines its task is imported."""
@@ -119,9 +166,9 @@ class Lifecycle:
     # --- effects ----------------------------------------------------------------------------------------------------------------
 
     def _schedule(self, entry: Entry, record: Record) -> None:
-        if entry.run.status is not Status.READY or self.services.closing.is_set():
-            return
         entry.settled = False
+        if entry.run.due is None or self.services.closing.is_set():
+            return
         if find_task(entry.run.task) is None:
             self.orphan(entry)
         else:
@@ -129,8 +176,9 @@ class Lifecycle:
 
     def _execute(self, entry: Entry, record: Record) -> None:
         definition = find_task(entry.run.task)
-        if entry.run.status is not Status.RUNNING or definition is None:
-            self.scheduler.release(entry)
+        if not entry.run.executing or definition is None:
+            if entry.task is None:
+                self.scheduler.release(entry)
             if definition is None:
                 self.orphan(entry)
             return
@@ -148,20 +196,9 @@ class Lifecycle:
         try:
             if previous is not None and not previous.done():
                 await asyncio.wait((previous,))  # two attempts of one run never overlap
-            fresh = record.kind is Kind.STARTED and record.seq == 2
-            if fresh:
-                memo, recovered = Memo(), False
-            else:
-                history = await self._history(entry, record)
-                history = [known for known in history if known.seq <= record.seq]
-                memo = Memo(history, record.attempt)
-                recovered = record.kind is Kind.RECOVERED or any(
-                    known.kind is Kind.STARTED and known.attempt == record.attempt and known.seq < record.seq
-                    for known in history
-                )
-            if entry.run.status is not Status.RUNNING:
+            execution = await self._prepared(entry, definition, record)
+            if execution is None:
                 return
-            execution = Execution(self.services, entry, definition, memo, recovered)
             entry.execution = execution
             await run_body(execution)
             del execution.context  # what leads back: see `Delivery.close`
@@ -173,6 +210,25 @@ class Lifecycle:
                 entry.task = None
                 entry.execution = None
                 self._body_ended(entry)
+
+    async def _prepared(self, entry: Entry, definition: TaskDefinition, record: Record) -> Execution | None:
+        """The attempt with what is on record of it."""
+        if record.kind is Kind.STARTED and record.seq == 2:
+            return Execution(self.services, entry, definition, Memo(), False) if entry.run.executing else None
+        history = [known for known in await self._history(entry, record) if known.seq <= record.seq]
+        returned_seq = entry.run.returned_seq
+        past = [known for known in history if known.seq <= returned_seq]
+        history = history[len(past) :]  # a coordinator's calls are other calls than the body's
+        beginning = Kind.COORDINATING if returned_seq else Kind.STARTED
+        began = [known for known in history if known.kind is beginning and known.attempt == record.attempt]
+        lost = [known for known in history if known.kind is Kind.RECOVERED and known.attempt == record.attempt]
+        recovered = bool(lost) or len(began) > 1
+        if not entry.run.executing:
+            return None
+        return Execution(
+            self.services, entry, definition, Memo(history, record.attempt, past), recovered,
+            awoken=record.kind is Kind.AWAKE, returned=past[-1].payload if past else None,
+        )  # fmt: skip
 
     async def _history(self, entry: Entry, record: Record) -> list[Record]:
         """The run's records; waits for the repository while it is away."""
@@ -190,14 +246,24 @@ class Lifecycle:
 
     def _body_ended(self, entry: Entry) -> None:
         self.scheduler.release(entry)
-        if entry.settled:
-            self.let_go(entry)
-        elif entry.run.status is Status.READY and not self.services.closing.is_set():
-            self.scheduler.schedule(entry)  # it was made ready again while its old body was still ending
+        self.residence.unpaused(entry)
+        if not entry.run.ended and not entry.run.executing and not self.services.closing.is_set():
+            self.go_on(entry)  # it may have been made ready again while its old body was still ending
+        self.let_go(entry)
 
     def _receive(self, entry: Entry, record: Record) -> None:
         if entry.execution is not None:
             entry.execution.received(record.name)
+        elif entry.run.asleep:
+            self._rouse(entry, record)
+
+    def _rouse(self, entry: Entry, record: Record) -> None:
+        """Something came that the run waits for."""
+        if not self.services.closing.is_set() and entry.task is None and not entry.run.executing:
+            self.go_on(entry)
+
+    def _rest(self, entry: Entry, record: Record) -> None:
+        """Its body was stopped when this was staged: see `Residence`."""
 
     def _interrupt(self, entry: Entry, record: Record) -> None:
         self._stand_back(entry)
@@ -241,11 +307,7 @@ class Lifecycle:
                 if not waiter.done():
                     waiter.set_result(ended)
             entry.waiters.clear()
-        for child_id in list(entry.children):
-            child = self._entries.get(child_id)
-            if child is not None and not child.run.ended:
-                self.services.pipeline.stage(child, Cancel(f"its parent {run.run_id} is {run.status}"))
-        if run.parent_id is not None:
-            parent = self._entries.get(run.parent_id)
-            if parent is not None:
-                parent.children.discard(run.run_id)
+        self.kinship.close(entry)
+        if entry.parent is not None:
+            entry.parent.children.discard(entry)
+            self.let_go(entry.parent)

@@ -6,27 +6,19 @@ Law: a run comes into being in the same commit as its parent's record of it: onc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
+from durable.core.commands import Command, Note
 from durable.core.records import Call, Kind, Record
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.attempt import Attempt
 from durable.engine.services import patiently
-from durable.errors import AppError, DurableError, LogFencedError, RunError
+from durable.errors import AppError, DurableError, LogFencedError
+from durable.tasks.child import found_children, resolve
 from durable.tasks.definition import StartOptions, TaskDefinition
-from durable.tasks.handle import raise_end
-
-
-async def _start(
-    attempt: Attempt, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
-    *, attached: bool, note: Callable[[str, str | None], None],
-) -> str:  # fmt: skip
-    """Start a run; a store that cannot do it now, but may later, is waited for: it is no failure of the body."""
-    start = attempt.services.families.start_child
-    run_id, _ = await patiently(lambda: start(attempt.entry, task, options, arguments, attached=attached, note=note))
-    return run_id
+from durable.tasks.failure import describe
+from durable.tasks.outcome import error_of
 
 
 async def run_child(
@@ -35,42 +27,106 @@ async def run_child(
     """Start a child run, or find the one that was started before a crash, and wait for its end."""
     await attempt.values_durable()
     marker = attempt.memo.marker(call)
-    child_id = str(marker.head["child"]) if marker is not None and "child" in marker.head else None
-
-    def note(run_id: str, _: str | None) -> None:
-        nonlocal child_id
-        attempt.note(Kind.CHILD_STARTED, call, None, {"child": run_id})
-        child_id = run_id
-
+    wait = ChildWait(attempt, call, None if marker is None else marker.head.get("child"))
     try:
-        if child_id is None:
-            await _start(attempt, task, options, arguments, attached=True, note=note)
-        child = await _ended(attempt, str(child_id))
+        if wait.child_id is None:
+            await wait.start(task, options, arguments)
+        child = await wait.ended()
         if marker is not None and marker.attempt != attempt.attempt and child.status is Status.CANCELLED:
             # Its parent's end cancelled it; the parent was retried, and what did not end well is run again.
-            await _start(attempt, task, options, arguments, attached=True, note=note)
-            child = await _ended(attempt, str(child_id))
+            await wait.start(task, options, arguments)
+            child = await wait.ended()
+        if not wait.is_recorded:
+            await wait.record(child)
+        return await wait.outcome
     except (AppError, LogFencedError):
         raise  # no outcome of the child: the next process goes on
     except DurableError as error:
-        return await attempt.settle_failure(call, error)
+        attempt.note_failure(call, error, wait.head)
+        return await wait.outcome
     except asyncio.CancelledError:
-        if not attempt.interrupted and attempt.entry.run.status is Status.RUNNING:
-            attempt.note_cancelled(call)
-            if child_id is not None:  # nothing is awaited here: on replay there would be nothing to await
-                attempt.services.families.give_up(attempt.entry, child_id)
+        if not attempt.interrupted and attempt.entry.run.executing and not wait.is_recorded:
+            # Nothing is awaited here: on replay there would be nothing to await.
+            note = attempt.outcome_note(call, Kind.STEP_CANCELLED, None, wait.head)
+            attempt.services.families.give_up(attempt.entry, note, wait.child_id)
         raise
-    if child.status is Status.COMPLETED:
-        return await attempt.settle(call, Kind.STEP_COMPLETED, child.result, {"child": child_id})
-    try:
-        raise_end(child)
-    except RunError as error:
-        return await attempt.settle_failure(call, error)
 
 
-async def _ended(attempt: Attempt, child_id: str) -> Run:
-    """Wait until the child has ended, and for a store that cannot tell now."""
-    return await patiently(lambda: attempt.services.families.wait_ended(child_id))
+class ChildWait:
+    """A call that waits for a child run. As a rule its outcome is recorded in the commit that ends the child."""
+
+    def __init__(self, attempt: Attempt, call: Call, child_id: str | None) -> None:
+        self._attempt = attempt
+        self._call = call
+        self.child_id = child_id
+        #: Whether the outcome of the call is on its way.
+        self.is_recorded = False
+        self.outcome = attempt.delivery.expect(call)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What the record of the call's outcome says of the child."""
+        return {} if self.child_id is None else {"awaited": self.child_id}
+
+    async def start(self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any]) -> None:
+        """Start the child; a store that cannot do it now, but may later, is waited for: that is no failure of the body."""
+        attempt = self._attempt
+        start = attempt.services.families.start_child
+        self.child_id = await patiently(
+            lambda: start(attempt.entry, task, options, arguments, attached=True, note=self._note_start)
+        )
+
+    def _note_start(self, run_id: str, key: str | None) -> Command:
+        self._attempt.check_current()
+        self.child_id = run_id
+        return Note(Kind.CHILD_STARTED, self._call, None, {"child": run_id})
+
+    async def ended(self) -> Run:
+        """Wait for the child's end."""
+        assert self.child_id is not None
+        services = self._attempt.services
+        child = services.families.find(self.child_id)
+        if child is not None and child.parent is self._attempt.entry:
+            child.on_end = self._on_end
+        return await patiently(lambda: services.host.wait_ended(str(self.child_id)))
+
+    def _on_end(self, run: Run) -> Command | None:
+        """The outcome of the call, to become durable together with the end of the child; None where that cannot be said at once."""
+        attempt = self._attempt
+        over = attempt.interrupted or not attempt.entry.run.executing or attempt.entry.execution is not attempt
+        full = attempt.entry.run.seq + 1 >= attempt.services.settings.history_records_max
+        if over or full or run.returned_seq or self._call not in attempt.performing:
+            return None
+        self.is_recorded = True
+        if run.status is Status.COMPLETED:
+            return attempt.outcome_note(self._call, Kind.STEP_COMPLETED, run.result, self.head)
+        failure = describe(error_of(run), attempt.services.codec)
+        return attempt.outcome_note(self._call, Kind.STEP_FAILED, failure.state, {**failure.head(), **self.head})
+
+    async def record(self, child: Run) -> None:
+        """Record the outcome of the call after the child has ended."""
+        attempt = self._attempt
+        if child.status is not Status.COMPLETED:
+            attempt.note_failure(self._call, error_of(child), self.head)
+            return
+        result = child.result
+        if child.returned_seq and result is not None:
+            result = await self._with_outcomes(child, result)
+        attempt.check_current()
+        note = attempt.outcome_note(self._call, Kind.STEP_COMPLETED, result, self.head)
+        attempt.services.pipeline.stage(attempt.entry, note)
+
+    async def _with_outcomes(self, child: Run, result: bytes) -> bytes:
+        """The result of a run that returned children, with what became of them in it."""
+        services = self._attempt.services
+        definition = services.host.definition_of(child.task)
+        hint = Any if definition is None else definition.result_hint
+        with found_children() as found:
+            value = services.codec.decode(result, hint)
+        if not found:
+            return result
+        await resolve(child.run_id, found, services.families.end_children)
+        return services.codec.encode(value, hint, f"the result of child run {child.run_id}")
 
 
 async def spawn(
@@ -81,11 +137,13 @@ async def spawn(
     encode = attempt.services.codec.encode
     future = attempt.delivery.expect(call)
 
-    def note(run_id: str, key: str | None) -> None:
-        attempt.note(Kind.STEP_COMPLETED, call, encode([run_id, key]), {"child": run_id})
+    def note(run_id: str, key: str | None) -> Command:
+        attempt.check_current()
+        return attempt.outcome_note(call, Kind.STEP_COMPLETED, encode([run_id, key]), {"child": run_id})
 
+    start = attempt.services.families.start_child
     try:
-        await _start(attempt, task, options, arguments, attached=False, note=note)
+        await patiently(lambda: start(attempt.entry, task, options, arguments, attached=False, note=note))
     except LogFencedError:
         raise
     except DurableError as error:

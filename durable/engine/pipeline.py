@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from durable.clock import Clock
 from durable.core.commands import Command
 from durable.core.decide import decide
-from durable.core.records import Record
+from durable.core.records import ENDS, Kind, Record
 from durable.core.run import apply
 from durable.engine.entry import Entry, Unit
 from durable.errors import (
@@ -30,6 +31,8 @@ logger = logging.getLogger("durable.engine")
 
 #: Wait between tries while the disk is full or a repository that has to be asked is away, seconds.
 RETRY_SECONDS = 0.5
+#: Kinds of record that may mean something for other runs.
+ENTAILING = ENDS | {Kind.CHILDREN_STARTED, Kind.CHILD_ENDED}
 #: A unit becomes one frame of the log: with this many bytes in it, the next record of its run goes into another unit.
 UNIT_BYTES_MAX = 8 * 1024 * 1024
 
@@ -39,6 +42,7 @@ class Pipeline:
 
     Arguments:
         publish: called for each unit once it is durable.
+        entailed: tells, for a record of one of the kinds `ENTAILING`, what it means for other runs.
         on_failure: called once, when the store takes nothing more.
     """
 
@@ -49,12 +53,14 @@ class Pipeline:
         records_max: int,
         *,
         publish: Callable[[Unit], None],
+        entailed: Callable[[Entry, Record], Iterable[tuple[Entry, Command]]],
         on_failure: Callable[[StorageError], None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._records_max = records_max
         self._publish = publish
+        self._entailed = entailed
         self._on_failure = on_failure
         self._pending: list[Unit] = []
         self._wake: asyncio.Future[None] | None = None
@@ -74,51 +80,55 @@ class Pipeline:
         if self._worker is not None:
             await self._worker
 
-    def stage(self, entry: Entry, command: Command, *, join: Unit | None = None) -> list[Record]:
+    def stage(self, entry: Entry, command: Command, *further: tuple[Entry, Command]) -> list[Record]:
         """Decide a command and put its records into the next commit. Raises what `decide` raises, and the store's failure.
 
-        With `join` they become durable together with that unit's records.
+        Its records, those of `further` commands (which are never refused), and what all of them entail for other runs become durable
+        together or not at all. Returns the records of the first command.
         """
         if self.failure is not None:
             raise LogFencedError(str(self.failure)) from self.failure
         if self._closed:
             raise ShuttingDownError("the application is closed: nothing more is recorded")
-        run = entry.run
-        records = decide(run, command, self._clock.now(), self._records_max)
-        if not records:
-            return records
-        unit = entry.unit
-        if unit is not None and unit.size_bytes + _size(records[0]) > UNIT_BYTES_MAX:
-            unit = None
-        if unit is None and join is not None and join in self._pending:
-            unit = entry.unit = join
-        elif unit is None:
-            unit = entry.unit = Unit()
+        decided = decide(entry.run, command, self._clock.now(), self._records_max)
+        if not decided and not further:
+            return decided
+        staged: list[tuple[Entry, Record]] = []
+        work = deque(further)
+        self._take(entry, decided, staged, work)
+        while work:
+            entry, command = work.popleft()
+            self._take(entry, decide(entry.run, command, self._clock.now(), self._records_max), staged, work)
+        self._place(staged)
+        return decided
+
+    def _take(
+        self,
+        entry: Entry,
+        records: list[Record],
+        staged: list[tuple[Entry, Record]],
+        work: deque[tuple[Entry, Command]],
+    ) -> None:
+        for record in records:
+            apply(entry.run, record)
+            staged.append((entry, record))
+        for record in records:
+            if record.kind in ENTAILING:
+                work.extend(self._entailed(entry, record))
+
+    def _place(self, staged: list[tuple[Entry, Record]]) -> None:
+        """Put records into one unit: that of their runs, where it is one and has room, else a new one at the end."""
+        size = sum(_size(record) for _, record in staged)
+        units = {id(entry.unit): entry.unit for entry, _ in staged if entry.unit is not None}
+        unit = units.popitem()[1] if len(units) == 1 else None
+        if unit is None or unit.size_bytes + size > UNIT_BYTES_MAX:
+            unit = Unit()
             self._pending.append(unit)
             self._kick()
-        elif join is not None and join is not unit and join in self._pending:
-            unit = self._merged(unit, join)
-        for record in records:
-            apply(run, record)
-            unit.items.append((entry, record))
-            unit.size_bytes += _size(record)
-        return records
-
-    def _merged(self, one: Unit, other: Unit) -> Unit:
-        """Make one unit of two; returns `one` where they are too large, or where a run's records would change their order."""
-        pending = self._pending
-        first, last = (one, other) if pending.index(one) < pending.index(other) else (other, one)
-        if first.size_bytes + last.size_bytes > UNIT_BYTES_MAX or any(
-            entry.unit is not first for entry, _ in first.items
-        ):
-            return one
-        last.items[:0] = first.items
-        last.waiters += first.waiters
-        last.size_bytes += first.size_bytes
-        for entry, _ in first.items:
-            entry.unit = last
-        pending.remove(first)
-        return last
+        unit.size_bytes += size
+        unit.items += staged
+        for entry, _ in staged:
+            entry.unit = unit
 
     def durable(self, entry: Entry) -> asyncio.Future[None]:
         """A future that is done when everything staged for the entry is durable."""

@@ -1,58 +1,51 @@
 """Recovery: what an application does with the runs that had not ended when it opens.
 
-Law: every such run is loaded, and goes on, waits for its task or its user, or ends with its parent; none is left out.
+Law: every run that is due is read, and goes on, waits for its task or its user, or is closed; none is left out. What waits for something
+else than time is read when that comes, what is due later when it is due: see `residence.py`.
 """
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 
-from durable.core.commands import Cancel, Suspend
 from durable.core.query import RunFilter
-from durable.core.status import Status
 from durable.engine.entry import Entry
-from durable.engine.lifecycle import Lifecycle
+from durable.engine.table import Table
 from durable.store.base import Store
-from durable.tasks.registry import find_task
-
-logger = logging.getLogger("durable.engine")
 
 #: Runs that are read at once.
 PAGE = 500
 
 
-async def load(store: Store, entries: dict[str, Entry], slots: int) -> None:
-    """Load every run that had not ended; of as many as can begin at once, also the history."""
-    after: str | None = None
-    while page := await store.query(RunFilter(open=True, after=after, limit=PAGE)):
+async def load(
+    store: Store, table: Table, wanted: RunFilter, slots: int, most: int
+) -> tuple[list[Entry], RunFilter | None]:
+    """Read the runs that are wanted; of as many as can begin at once, also the history.
+
+    Arguments:
+        slots: how many can begin at once.
+        most: how many are read here; no more than that at a time.
+
+    Returns what was read, in order, and what is left to read, if anything.
+    """
+    entries: list[Entry] = []
+    left: RunFilter | None = replace(wanted, limit=PAGE)
+    while left is not None and len(entries) < most:
+        page = await store.query(left)
         for run in page:
-            entries[run.run_id] = Entry(run)
-        after = page[-1].run_id
-    for entry in entries.values():
-        run = entry.run
-        parent = entries.get(run.parent_id) if run.parent_id and run.attached else None
-        if parent is not None:
-            parent.children.add(run.run_id)
-    first = [entry for entry in entries.values() if entry.run.status is not Status.SUSPENDED][:slots]
+            if table.get(run.run_id) is None:
+                parent = None
+                if run.attached and run.parent_id is not None and not run.ended:
+                    parent = await table.load(run.parent_id)
+                entry = Entry(run, parent=parent)
+                entry.settled, entry.restored = run.ended, True
+                table.add(entry)
+                entries.append(entry)
+        left = replace(left, after=page[-1].run_id) if len(page) == PAGE else None
+    first = [entry for entry in entries if entry.run.executing or not entry.run.ended][:slots]
     for start in range(0, len(first), PAGE):  # a few large queries instead of one for each run
         some = first[start : start + PAGE]
         found = await store.histories([entry.run.run_id for entry in some])
         for entry in some:
             entry.history = found.get(entry.run.run_id)
-
-
-def go_on(entry: Entry, entries: dict[str, Entry], lifecycle: Lifecycle) -> None:
-    """Let a loaded run go on."""
-    run, pipeline = entry.run, lifecycle.services.pipeline
-    if run.status is Status.SUSPENDED:
-        return
-    definition = find_task(run.task)
-    if definition is None:
-        logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
-        lifecycle.orphan(entry)
-    elif not definition.auto_recover:
-        pipeline.stage(entry, Suspend("waits for a fresh start with its key, which brings its user back"))
-    elif run.parent_id and run.attached and run.parent_id not in entries:
-        pipeline.stage(entry, Cancel(f"its parent {run.parent_id} has ended"))
-    else:
-        lifecycle.scheduler.schedule(entry)
+    return entries, left

@@ -1,7 +1,9 @@
 """The scheduler: which run begins when.
 
-Law: never more than `max_running` runs hold a slot; of those that wait, higher priority first, then the older. A run that the body of
-another waits for, as its child or by its handle, takes no slot of its own: the other holds one for it, and could not end otherwise.
+Law: never more than `max_running` runs hold a slot; of those that wait, the one that stands first. A run stands where its creation puts
+it: a minute earlier for each point of priority, so that none waits for ever, and the n-th child of a family n hundredths of a second
+later, so that a large family does not keep out all others. A run that the body of another waits for, as its child or by its handle,
+takes no slot of its own: the other holds one for it, and could not end otherwise.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import heapq
 from collections.abc import Callable
 
 from durable.clock import Clock
-from durable.core.status import Status
 from durable.engine.entry import Entry
 
+#: How much earlier than it was created a run stands for each point of priority, seconds.
+PRIORITY_SECONDS = 60.0
+#: How much later each child of a family stands than the one before, seconds.
+SIBLING_SECONDS = 0.01
 #: Longest that a timer runs before the wall clock is looked at again, seconds: it may have been set.
 TIMER_SECONDS_MAX = 3600.0
 
@@ -23,13 +28,17 @@ class Scheduler:
 
     Arguments:
         begin: stages the beginning of a run that has its slot.
+        crowded: called when a run has to wait for a slot.
     """
 
-    def __init__(self, clock: Clock, max_running: int, begin: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, clock: Clock, max_running: int, begin: Callable[[Entry], None], crowded: Callable[[], None]
+    ) -> None:
         self._clock = clock
         self._max_running = max_running
         self._begin = begin
-        self._queue: list[tuple[int, float, str, int, Entry]] = []
+        self._crowded = crowded
+        self._queue: list[tuple[float, str, int, Entry]] = []
         self._places = 0
         #: Places in the queue whose run no longer wants to begin.
         self._stale = 0
@@ -43,8 +52,7 @@ class Scheduler:
 
     def try_slot(self, entry: Entry) -> bool:
         """Take a slot for a run that begins at once, if there is one."""
-        is_free = entry.run.attached or entry.awaited
-        if self.closed or (not is_free and (self.queued or self.running >= self._max_running)):
+        if self.closed or (not self._is_free(entry) and (self.queued or self.running >= self._max_running)):
             return False
         self._take(entry)
         return True
@@ -53,7 +61,10 @@ class Scheduler:
         """Let the run begin at its time, when there is a slot."""
         if self.closed or entry.slot or entry.place:
             return
-        wait = entry.run.not_before - self._clock.now()
+        due = entry.run.due
+        if due is None or entry.run.ended:
+            return
+        wait = due - self._clock.now()
         if wait > 0:
             if entry.timer is None:
                 loop = asyncio.get_running_loop()
@@ -62,10 +73,10 @@ class Scheduler:
         if self.try_slot(entry):
             self._begin(entry)
         else:
-            run = entry.run
             self._places += 1
             entry.place = self._places
-            heapq.heappush(self._queue, (-run.priority, run.created_at, run.run_id, entry.place, entry))
+            heapq.heappush(self._queue, (self._standing(entry), entry.run.run_id, entry.place, entry))
+            self._crowded()
 
     def hasten(self, entry: Entry) -> None:
         """A body began to wait for the run: it shall not wait for the slot that this body holds."""
@@ -91,20 +102,33 @@ class Scheduler:
             entry.place = 0
             self._stale += 1
             if 2 * self._stale > len(self._queue):
-                self._queue = [place for place in self._queue if place[4].place == place[3]]
+                self._queue = [place for place in self._queue if place[3].place == place[2]]
                 heapq.heapify(self._queue)
                 self._stale = 0
 
+    def _is_free(self, entry: Entry) -> bool:
+        if entry.awaited:
+            return True
+        parent = entry.parent
+        return parent is not None and not entry.run.joined and not parent.run.asleep
+
+    def _standing(self, entry: Entry) -> float:
+        run, parent = entry.run, entry.parent
+        standing = run.created_at - PRIORITY_SECONDS * run.priority
+        if parent is None:
+            return standing
+        parent.branches += 1
+        return standing + SIBLING_SECONDS * parent.branches
+
     def _take(self, entry: Entry) -> None:
         entry.slot = True
-        entry.counted = not (entry.run.attached or entry.awaited)
+        entry.counted = not self._is_free(entry)
         if entry.counted:
             self.running += 1
 
     def _due(self, entry: Entry) -> None:
         entry.timer = None
-        if entry.run.status is Status.READY:
-            self.schedule(entry)
+        self.schedule(entry)
 
     def _fill(self) -> None:
         while self._queue and self.running < self._max_running and not self.closed:
@@ -113,6 +137,6 @@ class Scheduler:
                 self._stale -= 1
                 continue
             entry.place = 0
-            if entry.run.status in (Status.READY, Status.RUNNING) and not entry.slot:
+            if entry.run.due is not None and not entry.run.ended and not entry.slot:
                 self._take(entry)
                 self._begin(entry)

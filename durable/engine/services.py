@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from durable.clock import Clock, Entropy
 from durable.codec import Codec
 from durable.config import EngineSettings
+from durable.core.commands import Command
 from durable.core.records import Call
-from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.pipeline import RETRY_SECONDS, Pipeline
@@ -19,6 +19,7 @@ from durable.engine.turns import Turns
 from durable.errors import StorageError
 from durable.events.hub import Hub
 from durable.store.base import Store
+from durable.tasks.child import Child
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import Host
 
@@ -30,17 +31,43 @@ class Families(Protocol):
 
     async def start_child(
         self, parent: Entry, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
-        *, attached: bool, note: Callable[[str, str | None], None],
-    ) -> tuple[str, str | None]:  # fmt: skip
-        """Start a run that belongs to `parent`; `note(run_id, key)` stages what the parent records of it, durable together with it."""
+        *, attached: bool, note: Callable[[str, str | None], Command],
+    ) -> str:  # fmt: skip
+        """Start a run from within another; `note` is what the other records of it, durable together with it."""
         ...
 
-    async def wait_ended(self, run_id: str) -> Run:
-        """Wait until the run has ended."""
+    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+        """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         ...
 
-    def give_up(self, parent: Entry, run_id: str) -> None:
-        """Cancel a child that its parent no longer waits for, together with what the parent records of that; no other run."""
+    async def returned(
+        self, entry: Entry, definition: TaskDefinition, payload: bytes, children: Sequence[Child[Any]]
+    ) -> None:
+        """Stage what a body, or a coordinator, returned: the run's result, or that it waits for the children in it."""
+        ...
+
+    async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
+        """Give these children of a run their outcomes."""
+        ...
+
+    def new_id(self) -> str:
+        """The id of a new run."""
+        ...
+
+    def find(self, run_id: str) -> Entry | None:
+        """The run, if it is loaded."""
+        ...
+
+
+class Residence(Protocol):
+    """Which runs stay in memory."""
+
+    def paused(self, entry: Entry) -> None:
+        """The body begins to wait for a time, a signal or a child."""
+        ...
+
+    def unpaused(self, entry: Entry) -> None:
+        """The body waits for none of them any more."""
         ...
 
 
@@ -55,6 +82,7 @@ class Services:
     hub: Hub
     turns: Turns
     invoker: Invoker
+    residence: Residence
     codec: Codec
     codecs: Callable[[str | None], Codec]
     clock: Clock

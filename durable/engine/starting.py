@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
-from durable.core.commands import Begin, Create, Resume
+from durable.core.commands import Begin, Command, Create, Resume
 from durable.core.ids import after_run_id, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
@@ -21,28 +23,32 @@ from durable.core.status import Status
 from durable.engine.entry import Entry
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
+from durable.engine.table import Table
 from durable.errors import ConfigError, ConflictError, ValidationError
 from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
 
+#: A command for a run, to be staged together with others.
+Wish = tuple[Entry, Command]
+
 
 class Parentage(NamedTuple):
-    """The run that starts another, whether it waits for it, and how it records that."""
+    """The run that starts another, whether the other belongs to it, and the command by which it records that."""
 
     entry: Entry
     attached: bool
-    note: Callable[[str, str | None], None]
+    note: Callable[[str, str | None], Command]
 
 
 class Starter:
     """Brings runs into being."""
 
     def __init__(
-        self, entries: dict[str, Entry], *, store: Store, pipeline: Pipeline, scheduler: Scheduler,
+        self, table: Table, *, store: Store, pipeline: Pipeline, scheduler: Scheduler,
         codec: TaggedJson, clock: Clock, entropy: Entropy,
     ) -> None:  # fmt: skip
-        self._entries = entries
+        self._table = table
         self._store = store
         self._pipeline = pipeline
         self._scheduler = scheduler
@@ -58,28 +64,30 @@ class Starter:
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parentage: Parentage | None = None
     ) -> tuple[str, str | None]:
         """Start a run, or find the one that its key names; return its id and key."""
-        if task.validate is not None:
-            await _validate(task, arguments)
         if parentage is None:
             self._store.admit()
+        create = await self.prepare(task, options, arguments, None if parentage is None else parentage.entry)
+        if create.key is None:
+            return await self._create(create, parentage), None
+        return await self._start_keyed(create, task, parentage), create.key
+
+    async def prepare(
+        self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parent: Entry | None = None
+    ) -> Create:
+        """Check and encode what a start is given."""
+        if task.validate is not None:
+            await _validate(task, arguments)
         identity = current_identity.get()
         user = options.user or (identity.user if identity is not None else None)
-        if user is None and parentage is not None:
-            user = parentage.entry.run.user
+        if user is None and parent is not None:
+            user = parent.run.user
         encoded = self._codec.encode(arguments, task.facts.input_hint, f"the input of task {task.name!r}")
-        key = self._key(task, options, arguments, user)
-        create = Create(
-            task.name, encoded, version=task.version, key=key, user=user,
-            priority=options.priority if options.priority is not None else task.priority,
-            retry=options.retry or (task.retry if task.retry is not ONCE else None),
-            timeout=options.timeout or task.timeout,
-            delay=options.delay if options.delay is not None else task.delay,
-        )  # fmt: skip
-        if key is None:
-            return await self._create(create, identity, parentage), None
-        essential = task.facts.essential(arguments)
-        create.fingerprint = sha256(self._codec.canonical([task.name, essential])).hexdigest()
-        return await self._start_keyed(create, task, identity, parentage), key
+        create = creation(task, options, encoded, user)
+        create.key = self._key(task, options, arguments, user)
+        if create.key is not None:
+            essential = task.facts.essential(arguments)
+            create.fingerprint = sha256(self._codec.canonical([task.name, essential])).hexdigest()
+        return create
 
     def _key(
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], user: str | None
@@ -104,73 +112,135 @@ class Starter:
             return sha256(self._codec.canonical({"input": essential, "name": task.name, "userId": user})).hexdigest()
         return key
 
-    async def _start_keyed(
-        self, create: Create, task: TaskDefinition, identity: UserContext | None, parentage: Parentage | None
-    ) -> str:
+    async def _start_keyed(self, create: Create, task: TaskDefinition, parentage: Parentage | None) -> str:
         assert create.key is not None
-        name = (create.user, create.key)
-        lock, users = self._locks.get(name) or (asyncio.Lock(), 0)
-        self._locks[name] = (lock, users + 1)
-        try:
-            async with lock:
-                creating = self._creating.get(name)
-                if creating is not None:
-                    await self._pipeline.durable(creating)
-                existing = await self._store.find_key(create.user, create.key)
-                if existing is None:
-                    return await self._create(create, identity, parentage)
-                if existing.task != create.task or existing.fingerprint != create.fingerprint:
-                    raise ConflictError(
-                        f"key {create.key!r} belongs to run {existing.run_id} of task {existing.task!r} "
-                        f"{'with another input' if existing.task == create.task else f'and not of {create.task!r}'}; "
-                        "use another key, or the same input",
-                        key=create.key,
-                    )
-                await self._reunite(existing, task, identity)
-                if parentage is not None:
-                    parentage.note(existing.run_id, create.key)
-                    await self._pipeline.durable(parentage.entry)
-                return existing.run_id
-        finally:
-            lock, users = self._locks[name]
-            if users == 1:
-                del self._locks[name]
-            else:
-                self._locks[name] = (lock, users - 1)
+        async with self.naming(create):
+            existing = await self._holder(create)
+            if existing is None:
+                return await self._create(create, parentage)
+            if existing.task != create.task or existing.fingerprint != create.fingerprint:
+                raise ConflictError(
+                    f"key {create.key!r} belongs to run {existing.run_id} of task {existing.task!r} "
+                    f"{'with another input' if existing.task == create.task else f'and not of {create.task!r}'}; "
+                    "use another key, or the same input",
+                    key=create.key,
+                )
+            await self._reunite(existing, task)
+            if parentage is not None:
+                self._pipeline.stage(parentage.entry, parentage.note(existing.run_id, create.key))
+                await self._pipeline.durable(parentage.entry)
+            return existing.run_id
 
-    async def _reunite(self, existing: Run, task: TaskDefinition, identity: UserContext | None) -> None:
+    async def _holder(self, create: Create) -> Run | None:
+        """The run that has the key; to be asked while the key is held."""
+        assert create.key is not None
+        creating = self._creating.get((create.user, create.key))
+        if creating is not None:
+            await self._pipeline.durable(creating)
+        return await self._store.find_key(create.user, create.key)
+
+    @asynccontextmanager
+    async def naming(self, *creates: Create) -> AsyncIterator[None]:
+        """Hold the keys of these creations: nobody else looks for them or takes them meanwhile."""
+        names = sorted({(create.user or "", create.user is None, create.key) for create in creates if create.key})
+        async with AsyncExitStack() as stack:
+            for user, is_nobody, key in names:
+                assert key is not None
+                name = (None if is_nobody else user, key)
+                lock, users = self._locks.get(name) or (asyncio.Lock(), 0)
+                self._locks[name] = (lock, users + 1)
+                stack.callback(self._unname, name)
+                await stack.enter_async_context(lock)
+            yield
+
+    def _unname(self, name: tuple[str | None, str]) -> None:
+        lock, users = self._locks[name]
+        if users == 1:
+            del self._locks[name]
+        else:
+            self._locks[name] = (lock, users - 1)
+
+    async def require_free(self, creates: Sequence[Create]) -> None:
+        """Raise `ConflictError` where a key of these creations belongs to a run, or to two of them; to be asked while they are held."""
+        seen: set[tuple[str | None, str]] = set()
+        for create in creates:
+            if create.key is None:
+                continue
+            existing = await self._holder(create)
+            holder = "another child of the same parent" if existing is None else f"run {existing.run_id}"
+            if existing is not None or (create.user, create.key) in seen:
+                raise ConflictError(
+                    f"key {create.key!r} of a returned child of task {create.task!r} belongs to {holder}, and a run is the child of one "
+                    "parent: call the task in the body, or start() it there",
+                    key=create.key,
+                )
+            seen.add((create.user, create.key))
+
+    async def _reunite(self, existing: Run, task: TaskDefinition) -> None:
         """A run that waits for its user's return goes on with the identity that the fresh start brings."""
-        entry = self._entries.get(existing.run_id)
-        if task.auto_recover or entry is None or entry.run.status is not Status.SUSPENDED:
+        if task.auto_recover or existing.status is not Status.SUSPENDED:
             return
-        entry.identity = identity
+        entry = await self._table.load(existing.run_id)
+        if entry is None or entry.run.status is not Status.SUSPENDED:
+            return
+        entry.identity, entry.restored = current_identity.get(), False
         self._pipeline.stage(entry, Resume())
         await self._pipeline.durable(entry)
 
-    async def _create(self, create: Create, identity: UserContext | None, parentage: Parentage | None) -> str:
-        run_id = after_run_id(self._last_id, make_run_id(self._clock.now(), self._entropy.token_bytes(10)))
-        self._last_id = run_id
-        entry = Entry(Run(run_id), identity)
-        join = None
-        if parentage is not None:
-            create.parent_id = parentage.entry.run.run_id
-            create.attached = parentage.attached
-            parentage.note(run_id, create.key)
-            join = parentage.entry.unit
-            if parentage.attached:
-                parentage.entry.children.add(run_id)
-        self._pipeline.stage(entry, create, join=join)
-        self._entries[run_id] = entry
+    def make_id(self) -> str:
+        """The id of a new run, later in order than all before."""
+        self._last_id = after_run_id(self._last_id, make_run_id(self._clock.now(), self._entropy.token_bytes(10)))
+        return self._last_id
+
+    def enter(self, run_id: str, create: Create, parent: Entry | None, identity: UserContext | None) -> list[Wish]:
+        """Put a new run on the table; returns what has to be staged for it, with its beginning where a slot is free."""
+        run = Run(run_id, attached=create.attached, joined=create.joined)
+        entry = Entry(run, identity, parent if create.attached else None)
+        self._table.add(entry)
+        wishes: list[Wish] = [(entry, create)]
         if create.key is not None:
-            name = (create.user, create.key)
-            self._creating[name] = entry
-            self._pipeline.durable(entry).add_done_callback(lambda done: self._created(name, done))
+            self._creating[create.user, create.key] = entry
         if not create.delay and self._scheduler.try_slot(entry):
-            self._pipeline.stage(entry, Begin())
+            wishes.append((entry, Begin()))
+        return wishes
+
+    def withdraw(self, wishes: Sequence[Wish]) -> None:
+        """The runs that these wishes were to create do not come into being."""
+        for entry, command in wishes:
+            if type(command) is Create:
+                self._table.drop(entry)
+                self._scheduler.release(entry)
+                if command.key is not None:
+                    self._creating.pop((command.user, command.key), None)
+
+    def created(self, wishes: Sequence[Wish]) -> None:
+        """These wishes were staged: their keys are known to the store once they are durable."""
+        for entry, command in wishes:
+            if type(command) is Create and command.key is not None:
+                name = (command.user, command.key)
+                self._pipeline.durable(entry).add_done_callback(partial(self._created, name))
+
+    async def _create(self, create: Create, parentage: Parentage | None) -> str:
+        run_id, parent = self.make_id(), None
+        if parentage is not None:
+            parent = parentage.entry
+            create.parent_id, create.attached = parent.run.run_id, parentage.attached
+            create.depth = parent.run.depth + 1 if parentage.attached else 0
+        wishes = self.enter(run_id, create, parent, current_identity.get())
+        entry = wishes[0][0]
+        try:
+            if parentage is None:
+                self._pipeline.stage(*wishes[0], *wishes[1:])
+            else:
+                self._pipeline.stage(parentage.entry, parentage.note(run_id, create.key), *wishes)
+        except BaseException:
+            self.withdraw(wishes)
+            raise
+        self.created(wishes)
         try:
             await self._pipeline.durable(entry)
         except Exception:
-            self._entries.pop(run_id, None)
+            self._table.drop(entry)
             raise
         return run_id
 
@@ -178,6 +248,17 @@ class Starter:
         self._creating.pop(name, None)
         if not done.cancelled():
             done.exception()  # whoever waits for the start is told it
+
+
+def creation(task: TaskDefinition, options: StartOptions, encoded: bytes, user: str | None) -> Create:
+    """What brings a run of the task into being; options go before the task's own settings."""
+    return Create(
+        task.name, encoded, version=task.version, user=user,
+        priority=options.priority if options.priority is not None else task.priority,
+        retry=options.retry or (task.retry if task.retry is not ONCE else None),
+        timeout=options.timeout or task.timeout,
+        delay=options.delay if options.delay is not None else task.delay,
+    )  # fmt: skip
 
 
 async def _validate(task: TaskDefinition, arguments: dict[str, Any]) -> None:

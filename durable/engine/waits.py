@@ -11,6 +11,7 @@ import asyncio
 from durable.core.commands import Receive
 from durable.core.records import Call, Kind, Record
 from durable.engine.attempt import Attempt
+from durable.engine.scheduler import TIMER_SECONDS_MAX
 from durable.engine.services import patiently
 from durable.errors import DurableError
 
@@ -27,12 +28,16 @@ def _deadline(attempt: Attempt, call: Call, kind: Kind, seconds: float, what: st
 
 async def run_timer(attempt: Attempt, call: Call, seconds: float) -> Record:
     """Sleep until the recorded time."""
-    until = _deadline(attempt, call, Kind.TIMER_SET, seconds, call[0])
+    until = attempt.deadlines[call] = _deadline(attempt, call, Kind.TIMER_SET, seconds, call[0])
     try:
-        await asyncio.sleep(max(0.0, until - attempt.services.clock.now()))
+        while (left := until - attempt.services.clock.now()) > TIMER_SECONDS_MAX:
+            await asyncio.sleep(TIMER_SECONDS_MAX)
+        await asyncio.sleep(max(0.0, left))
     except asyncio.CancelledError:
         attempt.note_cancelled(call)
         raise
+    finally:
+        del attempt.deadlines[call]
     return await attempt.settle(call, Kind.STEP_COMPLETED, None)
 
 
@@ -61,6 +66,7 @@ async def receive(attempt: Attempt, call: Call, name: str, timeout: float | None
     timer = None
     if until is not None:
         left = max(0.0, until - attempt.services.clock.now())
+        attempt.deadlines[call] = until
         timer = asyncio.get_running_loop().call_later(left, expire)
     try:
         # The future itself, and nothing around it: on replay the result comes by it too, in as many turns of the loop.
@@ -74,6 +80,7 @@ async def receive(attempt: Attempt, call: Call, name: str, timeout: float | None
     finally:
         if timer is not None:
             timer.cancel()
+            attempt.deadlines.pop(call, None)
 
 
 class Mailbox:

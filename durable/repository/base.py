@@ -3,7 +3,7 @@
 Law: `apply_batch` is atomic with its position and idempotent by (run, seq), so that whatever the log still holds may be applied
 again. A repository holds nothing that is not in the log or was not before: it is a projection, and the log is the truth.
 
-To bring your own, implement `Repository` (the suite of `durable.testing.conformance` shows whether it holds) and pass it as
+To bring your own, implement `Repository` (the suites `durable.testing.conformance` and `repository_conformance` show whether it holds) and pass it as
 `LocalStore(path, repository=...)`. What the methods may raise:
 
 - `RepositoryUnavailableError`: away for now (network, disk full, locked). Work goes on; the flusher tries again behind a breaker.
@@ -15,7 +15,7 @@ To bring your own, implement `Repository` (the suite of `durable.testing.conform
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple, Protocol
 
 from durable.core.query import RunFilter
@@ -75,6 +75,13 @@ class Repository(Protocol):
 
     async def query(self, wanted: RunFilter) -> list[Run]:
         """The runs that match, in order of their ids, at most `wanted.limit`."""
+        ...
+
+    async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
+        """The earliest `due` later than `after` of all runs but those with an id in `but`; None if none is due later.
+
+        Ask `but` as late as you can: it may grow meanwhile. Must not cost more for more runs.
+        """
         ...
 
     async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:

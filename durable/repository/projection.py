@@ -16,7 +16,7 @@ RecordRow = tuple[str, int, int, bytes]
 
 
 class RunRow(NamedTuple):
-    """A run's state: columns to search by, and `state` (with `input` and `result`) to make the run again."""
+    """A run's state: columns to search by (`open`: not closed), and `state` (with `input` and `result`) to make the run again."""
 
     run_id: str
     task: str | bytes
@@ -28,6 +28,7 @@ class RunRow(NamedTuple):
     created_at: float
     ended_at: float | None
     open: bool
+    due: float | None
     dead: bool
     state: bytes
     input: bytes
@@ -57,7 +58,8 @@ def run_row(run: Run) -> RunRow:
         run.seq,
         run.created_at,
         run.ended_at,
-        not run.ended,
+        not run.closed,
+        run.due,
         run.dead,
         encode_run(run),
         run.input,
@@ -66,6 +68,11 @@ def run_row(run: Run) -> RunRow:
 
 
 def run_of(row: Sequence[Any]) -> Run:
-    """Make the run from (run_id, state, input, result)."""
-    run_id, state, argument, result = row
-    return decode_run(run_id, state, input=argument, result=result)
+    """Make the run from (run_id, state, input, result, open).
+
+    The column says whether it is closed: the states that schema 1 stored do not.
+    """
+    run_id, state, argument, result, is_open = row
+    run = decode_run(run_id, state, input=argument, result=result)
+    run.closed = not is_open
+    return run

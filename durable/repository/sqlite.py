@@ -10,7 +10,7 @@ import asyncio
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from threading import Thread
@@ -23,34 +23,23 @@ from durable.core.query import RunFilter
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.core.wire import decode_record
-from durable.errors import RepositoryUnavailableError, StorageError, StoreFormatError, StoreMismatchError
+from durable.errors import (
+    DecodeError,
+    RepositoryUnavailableError,
+    StorageError,
+    StoreFormatError,
+    StoreMismatchError,
+)
+from durable.repository import statements
 from durable.repository.base import RecordRefusedError, RepositoryState
 from durable.repository.projection import RecordRow, RunRow, run_of, text
 
-SCHEMA_VERSION = 1
-MIGRATIONS = {1: "0001_initial.sql"}
+SCHEMA_VERSION = 2
+MIGRATIONS = {1: "0001_initial.sql", 2: "0002_due.sql"}
 #: Most rows that are fetched and decoded in one turn of the event loop (about 3 ms).
 SLICE_ROWS = 200
 #: Most ids in one `IN (...)`.
 IDS_MAX = 500
-
-_RUN = "SELECT run_id, state, input, result FROM runs"
-_FIND_KEY = f"{_RUN} WHERE key = ? AND user IS ?"
-_EVENTS = "SELECT seq, batch, body FROM records WHERE run_id = ? AND seq > ? ORDER BY seq LIMIT ?"
-_HISTORIES = "SELECT run_id, batch, body FROM records WHERE run_id IN ({marks}) ORDER BY run_id, seq"
-_META = "SELECT key, value FROM meta"
-_TABLES = "SELECT count(*) FROM sqlite_master"
-_ADOPT = "UPDATE meta SET value = ? WHERE key = 'store_id' AND value IS NULL"
-_POSITION = "UPDATE meta SET value = ? WHERE key = 'position'"
-_PUT_RECORD = "INSERT OR IGNORE INTO records (run_id, seq, batch, body) VALUES (?, ?, ?, ?)"
-_PUT_RUN = """
-    INSERT INTO runs (run_id, task, status, user, key, parent_id, seq, created_at, ended_at, open, dead, state, input, result)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (run_id) DO UPDATE SET
-        status = excluded.status, seq = excluded.seq, ended_at = excluded.ended_at, open = excluded.open, dead = excluded.dead,
-        state = excluded.state, result = excluded.result
-    WHERE excluded.seq > runs.seq
-"""
 
 _REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError)
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -72,6 +61,7 @@ class SqliteRepository:
         self._lookups: aiosqlite.Connection | None = None
         self._scans: aiosqlite.Connection | None = None
         self._empty = False
+        self._schema = SCHEMA_VERSION
 
     # -- opening
 
@@ -103,7 +93,7 @@ class SqliteRepository:
     async def adopt(self, store_id: str) -> None:
         writer = self._writing()
         async with self._guarded(), _transaction(writer):
-            cursor = await writer.execute(_ADOPT, (store_id,))
+            cursor = await writer.execute(statements.ADOPT, (store_id,))
             if cursor.rowcount != 1:
                 raise StoreMismatchError(
                     f"{self._path} belongs to a store already; it cannot be given to store {store_id}"
@@ -186,9 +176,9 @@ class SqliteRepository:
         if self._lookups is None:
             return {}
         async with self._guarded():
-            if not (await _rows(self._lookups, _TABLES))[0][0]:
+            if not (await _rows(self._lookups, statements.TABLES))[0][0]:
                 return {}
-            return dict(await _rows(self._lookups, _META))
+            return dict(await _rows(self._lookups, statements.META))
 
     def _newer(self, version: int) -> StoreFormatError:
         return StoreFormatError(
@@ -196,23 +186,26 @@ class SqliteRepository:
         )
 
     async def _state(self, connection: aiosqlite.Connection, *, read_only: bool) -> RepositoryState:
-        if not (await _rows(connection, _TABLES))[0][0]:
+        if not (await _rows(connection, statements.TABLES))[0][0]:
             self._empty = read_only
             return RepositoryState(None, None)
-        meta = dict(await _rows(connection, _META))
+        meta = dict(await _rows(connection, statements.META))
         if not {"schema_version", "reader_min", "store_id", "position"} <= meta.keys():
             raise StoreMismatchError(
                 f"{self._path} is a database, but no repository of durable; move it away or choose another path"
             )
         if meta["reader_min"] > SCHEMA_VERSION:
             raise self._newer(meta["schema_version"])
+        self._schema = meta["schema_version"]
         applied = meta["position"] if meta["store_id"] is not None else None
         return RepositoryState(meta["store_id"], applied)
 
     async def _migrate(self, writer: aiosqlite.Connection) -> RepositoryState:
         version = 0
-        if (await _rows(writer, _TABLES))[0][0]:
-            version = dict(await _rows(writer, _META))["schema_version"]
+        if (await _rows(writer, statements.TABLES))[0][0]:
+            version = dict(await _rows(writer, statements.META))["schema_version"]
+        if version < SCHEMA_VERSION:
+            await writer.create_function("due_of", 2, _due_of, deterministic=True)
         for number in range(version + 1, SCHEMA_VERSION + 1):
             script = files("durable.repository").joinpath("sql", MIGRATIONS[number]).read_text("utf-8")
             try:
@@ -228,10 +221,10 @@ class SqliteRepository:
         writer = self._writing()
         async with self._guarded(), _transaction(writer):
             if records:
-                await writer.executemany(_PUT_RECORD, records)
+                await writer.executemany(statements.PUT_RECORD, records)
             if runs:
-                await writer.executemany(_PUT_RUN, runs)
-            await writer.execute(_POSITION, (position,))
+                await writer.executemany(statements.PUT_RUN, runs)
+            await writer.execute(statements.POSITION, (position,))
 
     async def health_check(self) -> None:
         writer = self._writing()
@@ -250,24 +243,36 @@ class SqliteRepository:
         for start in range(0, len(run_ids), IDS_MAX):
             some = [text(run_id) for run_id in run_ids[start : start + IDS_MAX]]
             marks = ", ".join("?" * len(some))
-            for run in await self._runs(self._lookups, f"{_RUN} WHERE run_id IN ({marks})", some):
+            for run in await self._runs(self._lookups, f"{statements.RUN} WHERE run_id IN ({marks})", some):
                 found[run.run_id] = run
         return found
 
     async def find_by_key(self, user: str | None, key: str) -> Run | None:
-        runs = await self._runs(self._lookups, _FIND_KEY, (text(key), None if user is None else text(user)))
+        runs = await self._runs(self._lookups, statements.FIND_KEY, (text(key), None if user is None else text(user)))
         return runs[0] if runs else None
 
     async def query(self, wanted: RunFilter) -> list[Run]:
-        conditions, values = _conditions(wanted)
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return await self._runs(self._scans, f"{_RUN}{where} ORDER BY run_id LIMIT ?", (*values, max(wanted.limit, 0)))
+        if self._schema < 2 and (wanted.due_after is not None or wanted.due_by is not None):
+            raise StoreFormatError(
+                f"{self._path} has schema {self._schema}, which does not say when runs are due; open the store for writing once"
+            )
+        return await self._runs(self._scans, *statements.select(wanted))
+
+    async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
+        due: float
+        last: tuple[float, str | bytes] = (after, statements.LAST_ID)
+        while rows := await self._fetch(self._lookups, statements.DUES, (last[0], *last, SLICE_ROWS)):
+            for due, run_id in rows:
+                if run_id not in but:
+                    return due
+            last = rows[-1]
+        return None
 
     async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:
         found: list[Record] = []
         while limit is None or len(found) < limit:
             size = SLICE_ROWS if limit is None else min(SLICE_ROWS, limit - len(found))
-            rows = await self._fetch(self._lookups, _EVENTS, (text(run_id), after, size))
+            rows = await self._fetch(self._lookups, statements.EVENTS, (text(run_id), after, size))
             found.extend(decode_record(body, batch) for _, batch, body in rows)
             if len(rows) < size:
                 break
@@ -279,7 +284,7 @@ class SqliteRepository:
         for start in range(0, len(run_ids), IDS_MAX):
             some = [text(run_id) for run_id in run_ids[start : start + IDS_MAX]]
             marks = ", ".join("?" * len(some))
-            rows = await self._fetch(self._lookups, _HISTORIES.format(marks=marks), some)
+            rows = await self._fetch(self._lookups, statements.HISTORIES.format(marks=marks), some)
             for number, (run_id, batch, body) in enumerate(rows, 1):
                 found.setdefault(run_id, []).append(decode_record(body, batch))
                 if number % SLICE_ROWS == 0:
@@ -322,29 +327,12 @@ class SqliteRepository:
             raise RepositoryUnavailableError(f"{self._path} cannot be used now: {error}") from error
 
 
-def _conditions(wanted: RunFilter) -> tuple[list[str], list[object]]:
-    conditions: list[str] = []
-    values: list[object] = []
-    if wanted.open:
-        conditions.append("open = 1")
-    if wanted.dead:
-        conditions.append("dead = 1")
-    for column, value in (
-        ("task", wanted.task),
-        ("user", wanted.user),
-        ("key", wanted.key),
-        ("parent_id", wanted.parent_id),
-    ):
-        if value is not None:
-            conditions.append(f"{column} = ?")
-            values.append(text(value))
-    if wanted.status is not None:
-        conditions.append(f"status IN ({', '.join('?' * len(wanted.status))})")
-        values.extend(status.value for status in wanted.status)
-    if wanted.after is not None:
-        conditions.append("run_id > ?")
-        values.append(text(wanted.after))
-    return conditions, values
+def _due_of(run_id: str, state: bytes) -> float | None:
+    """For the migration to schema 2, of a run that is open. A state that cannot be read is due: who loads the run is told."""
+    try:
+        return run_of((run_id, state, b"null", None, True)).due
+    except (DecodeError, StoreFormatError):
+        return 0.0
 
 
 async def _rows(connection: aiosqlite.Connection, sql: str, values: Iterable[object] = ()) -> list[Any]:

@@ -86,6 +86,14 @@ class Store(Protocol):
         """Return the runs that match, in order of their ids."""
         ...
 
+    async def next_due(self, after: float) -> float | None:
+        """Return the earliest `Run.due` later than `after`, of any run; None if none is due later.
+
+        A run that changes while this is asked may be counted as it was before, never as later than it is: who asks again at the
+        time that was answered misses nothing.
+        """
+        ...
+
     def health(self) -> StoreHealth:
         """How the store is now."""
         ...

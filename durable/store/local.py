@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -22,9 +21,7 @@ from durable.core.run import Run
 from durable.core.wire import decode_unit, encode_record, encode_unit
 from durable.errors import (
     ConflictError,
-    DurableError,
     LogFencedError,
-    RepositoryUnavailableError,
     StorageError,
     StorageFullError,
     StoreMismatchError,
@@ -35,8 +32,9 @@ from durable.log import DiskFiles, Files, Log, ThreadWorker, WorkerFactory
 from durable.repository.base import Repository, RepositoryState
 from durable.repository.projection import RecordRow
 from durable.repository.sqlite import SqliteRepository
+from durable.store.answers import Answers
 from durable.store.base import StoreHealth, Unit
-from durable.store.overlay import Commit, Entry, Overlay, newest
+from durable.store.overlay import Commit, Overlay
 
 #: How long `close` may take to flush what is pending. What is left stays in the log.
 CLOSE_FLUSH_SECONDS = 10.0
@@ -83,7 +81,7 @@ class LocalStore:
         self._repository: Repository = repository or SqliteRepository(os.path.join(self.path, "repository.db"))
         self._worker = worker
         self._read_only = read_only
-        self._overlay = Overlay()
+        self._renew()
         self._log: Log | None = None
         self._flusher: Flusher | None = None
         self._queue = asyncio.Lock()
@@ -98,7 +96,7 @@ class LocalStore:
     async def open(self) -> None:
         if self._log is not None:
             raise StorageError(f"the store in {self.path} is open already")
-        self._overlay = Overlay()
+        self._renew()
         try:
             self._log, peeked = await self._open_log()
             if self._read_only:
@@ -121,6 +119,10 @@ class LocalStore:
         except BaseException:
             await self._release()
             raise
+
+    def _renew(self) -> None:
+        self._overlay = Overlay()
+        self._answers = Answers(self._overlay, self._repository, keeps_open=not self._read_only)
 
     async def _open_log(self) -> tuple[Log, RepositoryState]:
         peeked = await self._repository.peek()
@@ -203,11 +205,11 @@ class LocalStore:
             await flusher.room()
         missing, keys = self._overlay.missing(units)
         for user, key in keys:
-            holder = await self.find_key(user, key)
+            holder = await self._answers.find_key(user, key)
             if holder is not None:
                 raise ConflictError(f"key {key!r} belongs to run {holder.run_id} already; find it by its key", key=key)
         if missing:
-            await self._load(missing)
+            await self._answers.load(missing)
 
     def _append(self, flusher: Flusher, units: Sequence[Unit]) -> Commit:
         if self._log is None:
@@ -235,15 +237,6 @@ class LocalStore:
             lsn += 1
         flusher.hand_over(rows)
 
-    async def _load(self, run_ids: Sequence[str]) -> None:
-        """Bring runs into the overlay, as they are now."""
-        with self._overlay.watching() as dropped:
-            found = await self._ask(self._repository.find(run_ids))
-            for run_id in run_ids:
-                run = newest(found.get(run_id), dropped.get(run_id))
-                if run is not None:
-                    self._overlay.adopt(run)
-
     def _run_of(self, run_id: str) -> Run:
         return self._overlay.entries[run_id].run
 
@@ -270,89 +263,27 @@ class LocalStore:
 
     async def find(self, run_id: str) -> Run | None:
         self._opened()
-        run = self._overlay.run(run_id)
-        if run is None:
-            with self._overlay.watching() as dropped:
-                found = await self._ask(self._repository.find((run_id,)))
-                run = self._current(found.get(run_id), run_id, dropped)
-                self._keep_open(() if run is None else (run,))
-        return None if run is None else run.copy()
+        return await self._answers.find(run_id)
 
     async def find_key(self, user: str | None, key: str) -> Run | None:
         self._opened()
-        run = self._overlay.run_of_key(user, key)
-        if run is None:
-            with self._overlay.watching() as dropped:
-                run = await self._ask(self._repository.find_by_key(user, key))
-                if run is None:  # it may have come, and even gone to the repository, while that one was asked
-                    gone = (entry.run for entry in dropped.values() if entry.key == (user, key))
-                    run = self._overlay.run_of_key(user, key) or next(gone, None)
-                    if run is None:
-                        self._overlay.key_is_free(user, key)
-                else:
-                    run = self._current(run, run.run_id, dropped)
-        return None if run is None else run.copy()
+        return await self._answers.find_key(user, key)
 
     async def history(self, run_id: str, after: int = 0, limit: int | None = None) -> list[Record]:
         self._opened()
-        after = max(after, 0)
-        seq, tail = self._overlay.tail(run_id) or (0, [])
-        if seq and (seq <= after or (tail and tail[0].seq <= after + 1)):
-            records = [record for record in tail if record.seq > after]
-            return records if limit is None else records[:limit]
-        records = await self._ask(self._repository.events(run_id, after, limit))
-        last = records[-1].seq if records else after
-        records.extend(record for record in tail if record.seq > last)
-        return records if limit is None else records[:limit]
+        return await self._answers.history(run_id, after, limit)
 
     async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
         self._opened()
-        tails = {run_id: (self._overlay.tail(run_id) or (0, []))[1] for run_id in run_ids}
-        partly = [run_id for run_id, tail in tails.items() if not tail or tail[0].seq > 1]
-        stored = await self._ask(self._repository.histories(partly)) if partly else {}
-        for run_id, records in stored.items():
-            records.extend(record for record in tails[run_id] if record.seq > records[-1].seq)
-        return {run_id: records for run_id in run_ids if (records := stored.get(run_id) or tails[run_id])}
+        return await self._answers.histories(run_ids)
 
     async def query(self, wanted: RunFilter) -> list[Run]:
         self._opened()
-        found: list[Run] = []
-        while len(found) < wanted.limit:
-            with self._overlay.watching() as dropped:
-                rows = await self._ask(self._repository.query(wanted))
-                page = {run.run_id: self._current(run, run.run_id, dropped) or run for run in rows}
-                gone = [entry.run for entry in dropped.values() if entry.run.seq and wanted.matches(entry.run)]
-            is_last = len(rows) < wanted.limit
-            for run in chain(gone, self._overlay.matching(wanted)):
-                if is_last or run.run_id <= rows[-1].run_id:
-                    page.setdefault(run.run_id, run)
-            matching = [page[run_id] for run_id in sorted(page) if wanted.matches(page[run_id])]
-            self._keep_open(matching)
-            found.extend(run.copy() for run in matching)
-            if is_last:
-                break
-            wanted = replace(wanted, after=rows[-1].run_id)
-        return found[: max(wanted.limit, 0)]
+        return await self._answers.query(wanted)
 
-    def _keep_open(self, runs: Iterable[Run]) -> None:
-        """What was asked for and has not ended is likely to go on: spare its next commit the query."""
-        if self._flusher is not None:
-            for run in runs:
-                if not run.ended and run.run_id not in self._overlay.entries:
-                    self._overlay.adopt(run.copy())
-            self._overlay.shed()
-
-    def _current(self, run: Run | None, run_id: str, dropped: Mapping[str, Entry]) -> Run | None:
-        """The newest of what the repository answered, what was let go while it was asked, and what is here."""
-        return newest(newest(run, dropped.get(run_id)), self._overlay.entries.get(run_id))
-
-    async def _ask(self, question: Awaitable[T]) -> T:
-        try:
-            return await question
-        except DurableError:
-            raise
-        except Exception as error:
-            raise RepositoryUnavailableError(f"the repository cannot answer now: {error!r}") from error
+    async def next_due(self, after: float) -> float | None:
+        self._opened()
+        return await self._answers.next_due(after)
 
     def health(self) -> StoreHealth:
         log, flusher = self._log, self._flusher

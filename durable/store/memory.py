@@ -15,7 +15,7 @@ from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import StorageError
 from durable.store.base import StoreHealth, Unit
-from durable.store.overlay import Overlay
+from durable.store.overlay import Overlay, earliest_due
 
 
 class MemoryStore:
@@ -74,6 +74,10 @@ class MemoryStore:
     async def query(self, wanted: RunFilter) -> list[Run]:
         self._check()
         return [run.copy() for run in self._overlay.matching(wanted)[: max(wanted.limit, 0)]]
+
+    async def next_due(self, after: float) -> float | None:
+        self._check()
+        return earliest_due(self._overlay.entries.values(), after)
 
     def health(self) -> StoreHealth:
         return StoreHealth() if self._open else StoreHealth(state="failed", detail="the store is not open")

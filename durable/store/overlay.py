@@ -15,7 +15,7 @@ from durable.core.records import Record
 from durable.core.run import Run, apply
 from durable.errors import ConflictError
 
-#: Most open runs that are kept although the repository has all of them: the next fold of one of these needs no query.
+#: Most runs that are not closed and are kept although the repository has all of them: the next fold of one of these needs no query.
 CLEAN_RUNS_MAX = 4096
 #: Most keys of which it is remembered that no run has them.
 FREE_KEYS_MAX = 4096
@@ -39,6 +39,8 @@ class Overlay:
 
     def __init__(self, *, clean_runs_max: int = CLEAN_RUNS_MAX) -> None:
         self.entries: dict[str, Entry] = {}
+        #: Those of which the repository may lack something: what has to be laid over its answers.
+        self.unflushed: dict[str, Entry] = {}
         self._keys: dict[tuple[str | None, str], str] = {}
         self._free_keys: dict[tuple[str | None, str], None] = {}
         self._children: dict[str, dict[str, None]] = {}
@@ -100,6 +102,7 @@ class Overlay:
                     seq = record.seq
                     if seq == entry.promised + 1:
                         entry.promised = seq
+                        self.unflushed[record.run_id] = entry
                         marks.append((entry, seq))
                     elif seq > entry.promised:
                         raise ValueError(f"run {record.run_id}: record {seq} was committed after {entry.promised}")
@@ -136,6 +139,7 @@ class Overlay:
                 raise ValueError(f"run {record.run_id}: record {seq} follows {run.seq}")
             apply(run, record)
             entry.promised = run.seq
+            self.unflushed[record.run_id] = entry
             if not entry.records or seq == entry.records[-1].seq + 1:
                 entry.flushed = min(entry.flushed, seq - 1)
                 entry.records.append(record)
@@ -150,7 +154,10 @@ class Overlay:
         if records and records[0].seq <= seq:
             del records[: seq - records[0].seq + 1]
         if entry.promised == seq:
-            if entry.run.ended:
+            self.unflushed.pop(run_id, None)
+            for settled in self._watchers.values():
+                settled[run_id] = entry
+            if entry.run.closed:
                 self._drop(entry)
             else:
                 self._clean.pop(run_id, None)  # to the end of the line
@@ -188,9 +195,8 @@ class Overlay:
     def _drop(self, entry: Entry) -> None:
         run_id = entry.run.run_id
         del self.entries[run_id]
+        self.unflushed.pop(run_id, None)  # of a creation that was withdrawn
         self._clean.pop(run_id, None)
-        for dropped in self._watchers.values():
-            dropped[run_id] = entry
         if entry.key is not None:
             del self._keys[entry.key]
         if entry.parent_id is not None:
@@ -203,13 +209,13 @@ class Overlay:
 
     @contextmanager
     def watching(self) -> Iterator[dict[str, Entry]]:
-        """Gather the entries that are let go meanwhile: a repository that was asked before they were flushed does not show them."""
-        dropped: dict[str, Entry] = {}
-        self._watchers[id(dropped)] = dropped
+        """Gather the entries that are flushed meanwhile: a repository that was asked before that does not show them as they are."""
+        settled: dict[str, Entry] = {}
+        self._watchers[id(settled)] = settled
         try:
-            yield dropped
+            yield settled
         finally:
-            del self._watchers[id(dropped)]
+            del self._watchers[id(settled)]
 
     def run(self, run_id: str) -> Run | None:
         """The run, if it is here and acknowledged."""
@@ -222,11 +228,11 @@ class Overlay:
         return None if run_id is None else self.run(run_id)
 
     def matching(self, wanted: RunFilter) -> list[Run]:
-        """All runs here that match, in order of their ids, not cut to `limit`."""
+        """The runs that match, in order of their ids, not cut to `limit`: all that the repository may lack, and perhaps more."""
         if wanted.parent_id is not None:
             runs = [self.entries[run_id].run for run_id in self._children.get(wanted.parent_id, ())]
         else:
-            runs = [entry.run for entry in self.entries.values()]
+            runs = [entry.run for entry in self.unflushed.values()]
         return sorted((run for run in runs if run.seq and wanted.matches(run)), key=_id_of)
 
     def tail(self, run_id: str) -> tuple[int, list[Record]] | None:
@@ -244,6 +250,12 @@ def newest(run: Run | None, entry: Entry | None) -> Run | None:
     if entry is None or not entry.run.seq or (run is not None and run.seq > entry.run.seq):
         return run
     return entry.run
+
+
+def earliest_due(entries: Iterable[Entry], after: float) -> float | None:
+    """The earliest time later than `after` at which one of these runs is due."""
+    runs = (entry.run for entry in entries)
+    return min((due for run in runs if run.seq and (due := run.due) is not None and due > after), default=None)
 
 
 class Commit:

@@ -1,14 +1,14 @@
-"""`@task` and `@step`, and the objects that they make of functions.
+"""`@task` and `@step`.
 
-Law: outside a run, calling one calls the plain function; inside a run, the `Scope` we are in decides what a call means.
+Law: all that can be wrong with a definition is said when it is made, and names the option.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import timedelta
-from functools import partial, update_wrapper
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, final, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+
+from typing_extensions import Unpack
 
 from durable.core.retry import ONCE, Retry, seconds
 from durable.errors import ConfigError, DefinitionError
@@ -20,6 +20,7 @@ from durable.tasks.definition import (
     StepDefinition,
     TaskDefinition,
     check_callable,
+    checked_choice,
     checked_count,
     checked_function,
     checked_key,
@@ -29,233 +30,62 @@ from durable.tasks.definition import (
     origin_of,
     positive,
 )
-from durable.tasks.handle import Handle
-from durable.tasks.host import current_host, current_scope
-from durable.tasks.plain import call_plain, call_plain_step
 from durable.tasks.registry import register_step, register_task
+from durable.tasks.signatures import FamilyDecorator, Open, StepDecorator, TaskDecorator, TaskOptions
+from durable.tasks.step import Step
+from durable.tasks.task import Duration, Task
+
+__all__ = ["Step", "Task", "step", "task"]
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
-
-Duration = float | timedelta
-
-
-@final
-class _Outsider:
-    """What no parameter accepts but one that accepts anything."""
-
-
-class _Open(Protocol[P, R_co]):
-    """A function whose first parameter accepts anything, and so a `Context` too: it is not meant by that."""
-
-    @overload
-    def __call__(self, first: _Outsider, /, *args: Any, **kwargs: Any) -> R_co: ...
-    @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-
-
-# The overloads below go by what the first parameter is (anything, a Context, something else), and by what a call returns.
-# Context[Any], and no type variable: only where their type variables are the same does mypy take the first of two overloads
-# that fit a function with Any in its signature; else it gives up and calls the task Any.
-# For its sake a call returns a Coroutine[object, object, R], too: with Any, `asyncio.gather` would return Any.
-# What a generator ends with is Any: mypy cannot find the `Result[R]` in the union of what is yielded.
-
-
-class Step(Generic[P, R]):
-    """A step: called in a task's body, its result is recorded, and after a crash the recorded result comes back."""
-
-    def __init__(self, definition: StepDefinition) -> None:
-        update_wrapper(self, definition.facts.function)
-        self.definition = definition  # after the function's own attributes, which may be called so, too
-
-    def __repr__(self) -> str:
-        return f"<step {self.definition.name!r}>"
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
-        """Call the step; await what is returned."""
-        scope = current_scope.get()
-        if scope is None:
-            return call_plain_step(self.definition, args, kwargs)
-        return scope.call_step(self.definition, args, kwargs)
-
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> Step[P, R]: ...
-    @overload
-    def __get__(
-        self: Step[Concatenate[S, Q], R], instance: S, owner: type | None = None
-    ) -> Callable[Q, Coroutine[object, object, R]]: ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """Bind like a function, so that a method can be a step; the instance is its first argument."""
-        return self if instance is None else partial(self, instance)
-
-
-class Task(Generic[P, R]):
-    """A task: started, it is a run that survives crashes."""
-
-    def __init__(self, definition: TaskDefinition, options: StartOptions = NO_OPTIONS) -> None:
-        update_wrapper(self, definition.facts.function)
-        self.definition = definition
-        self.start_options = options
-
-    def __repr__(self) -> str:
-        return f"<task {self.definition.name!r}>"
-
-    @property
-    def name(self) -> str:
-        """The name under which runs of this task are stored."""
-        return self.definition.name
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
-        """Outside a run: call the plain function. In a task's body: run it as a child and wait for its result."""
-        scope = current_scope.get()
-        if scope is None:
-            return call_plain(self.definition, args, kwargs)
-        return scope.call_task(self.definition, self.start_options, args, kwargs)
-
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Start a run on the current application; durable when it returns. In a body it starts once, also over replay.
-
-        Raises `ValidationError`, `ConflictError`, `RefusedError`, `StorageError`, `AppNotOpenError`, `AmbiguousAppError`.
-        """
-        scope = current_scope.get()
-        definition = self.definition
-        if scope is None:
-            host = current_host()
-            run_id, key = await host.start_run(definition, self.start_options, args, kwargs)
-        else:
-            host = scope.host
-            run_id, key = await scope.start_task(definition, self.start_options, args, kwargs)
-        return Handle(host, run_id, key, definition.facts.returns)
-
-    def options(
-        self,
-        *,
-        key: str | None = None,
-        user: str | None = None,
-        timeout: Duration | None = None,
-        retry: int | Retry | None = None,
-        delay: Duration | None = None,
-        priority: int | None = None,
-    ) -> Task[P, R]:
-        """The same task with these options for a start.
-
-        Arguments:
-            key: unique per user: a start with a key that exists gives the same run. "auto" derives it from task, input and user.
-            user: owner of the run.
-            timeout: bound on one attempt, seconds or timedelta.
-            retry: attempts, or a `Retry`.
-            delay: begin no earlier than so many seconds from now.
-            priority: higher goes first among runs that wait for a slot.
-        """
-        for name, value in (("key", key), ("user", user)):
-            if value is not None and (not isinstance(value, str) or not 1 <= len(value) <= 500):
-                raise ConfigError(f"options({name}={value!r:.100}) must be a str of 1 to 500 characters", key=name)
-        old = self.start_options
-        return Task(
-            self.definition,
-            StartOptions(
-                key=key if key is not None else old.key,
-                user=user if user is not None else old.user,
-                timeout=old.timeout if timeout is None else positive(timeout, "timeout"),
-                retry=old.retry if retry is None else Retry.of(retry),
-                delay=old.delay if delay is None else seconds(delay, "delay"),
-                priority=old.priority if priority is None else checked_priority(priority),
-            ),
-        )
-
-
-class _TaskDecorator(Protocol):
-    """What `@task(...)` returns."""
-
-    @overload
-    def __call__(self, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: _Open[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Context[Any], P], AsyncIterator[Any]], /) -> Task[P, Any]: ...
-    @overload
-    def __call__(self, fn: Callable[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
-    @overload
-    def __call__(self, fn: _Open[P, R], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class _StepDecorator(Protocol):
-    """What `@step(...)` returns."""
-
-    @overload
-    def __call__(self, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: _Open[P, R], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Step[P, R]: ...
+#: What a task returns for its coordinator.
+V = TypeVar("V")
 
 
 @overload
-def task(fn: _Open[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+def task(fn: Open[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
 @overload
-def task(fn: _Open[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
+def task(fn: Open[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
 @overload
 def task(fn: Callable[Concatenate[Context[Any], P], AsyncIterator[Any]], /) -> Task[P, Any]: ...
 @overload
 def task(fn: Callable[P, AsyncIterator[Any]], /) -> Task[P, Any]: ...
 @overload
-def task(fn: _Open[P, R], /) -> Task[P, R]: ...
+def task(fn: Open[P, R], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[Concatenate[Context[Any], P], R], /) -> Task[P, R]: ...
 @overload
 def task(fn: Callable[P, R], /) -> Task[P, R]: ...
 @overload
+def task(**options: Unpack[TaskOptions]) -> TaskDecorator: ...
+@overload
 def task(
-    *,
-    name: str | None = None,
-    version: str | int | None = None,
-    timeout: Duration | None = None,
-    retry: int | Retry | None = None,
-    delay: Duration = 0.0,
-    key: str | Callable[..., str] | None = None,
-    priority: int = 0,
-    auto_recover: bool = True,
-    max_recoveries: int | None = None,
-    recovery: Callable[..., Any] | None = None,
-    validate: Callable[..., Any] | None = None,
-) -> _TaskDecorator: ...
+    *, on_children_complete: Callable[[V], Coroutine[Any, Any, S]], **options: Unpack[TaskOptions]
+) -> FamilyDecorator[V, S]: ...
+@overload
 def task(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    version: str | int | None = None,
-    timeout: Duration | None = None,
-    retry: int | Retry | None = None,
-    delay: Duration = 0.0,
-    key: str | Callable[..., str] | None = None,
-    priority: int = 0,
-    auto_recover: bool = True,
-    max_recoveries: int | None = None,
-    recovery: Callable[..., Any] | None = None,
-    validate: Callable[..., Any] | None = None,
-) -> Any:
+    *, on_children_complete: Callable[[Context[Any], V], Coroutine[Any, Any, S]], **options: Unpack[TaskOptions]
+) -> FamilyDecorator[V, S]: ...
+@overload
+def task(*, on_children_complete: Callable[[V], S], **options: Unpack[TaskOptions]) -> FamilyDecorator[V, S]: ...
+@overload
+def task(
+    *, on_children_complete: Callable[[Context[Any], V], S], **options: Unpack[TaskOptions]
+) -> FamilyDecorator[V, S]: ...
+def task(
+    fn: Callable[..., Any] | None = None, /, *, name: str | None = None, version: str | int | None = None,
+    timeout: Duration | None = None, retry: int | Retry | None = None, delay: Duration = 0.0,
+    key: str | Callable[..., str] | None = None, priority: int = 0, auto_recover: bool = True,
+    max_recoveries: int | None = None, on_children_complete: Callable[..., Any] | None = None,
+    on_child_failure: Literal["fail", "continue"] = "fail",
+    recovery: Callable[..., Any] | None = None, validate: Callable[..., Any] | None = None,
+) -> Any:  # fmt: skip
     """Make a function a task.
 
     Arguments:
@@ -268,12 +98,16 @@ def task(
         priority: higher goes first among runs that wait for a slot.
         auto_recover: False: after a crash the run waits for a fresh start with the same key.
         max_recoveries: recoveries without a newly recorded step after which the run fails.
+        on_children_complete: the coordinator, a function or a task: called with what the function returned, when the children in
+            that have ended; its result is the run's.
+        on_child_failure: "fail" ends the run with the first child that fails, "continue" leaves failures to the coordinator.
         recovery: runs instead of the body after a crash; returns the result, or `RERUN` to run the body again.
         validate: called with the arguments at `start()`; what it raises refuses the start, and False does too.
     """
 
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
         _undecorated(function, "task")
+        coordinator, coordinator_options = _coordinator(on_children_complete)
         definition = TaskDefinition(
             name=name_of(function, name, "task"),
             facts=FunctionFacts(function, Context),
@@ -285,6 +119,9 @@ def task(
             priority=checked_priority(priority),
             auto_recover=checked_switch(auto_recover, "auto_recover"),
             max_recoveries=checked_count(max_recoveries, "max_recoveries"),
+            on_children_complete=coordinator,
+            coordinator_options=coordinator_options,
+            on_child_failure=checked_choice(on_child_failure, ("fail", "continue"), "on_child_failure"),
             recovery=None if recovery is None else FunctionFacts(checked_function(recovery, "recovery"), Context),
             validate=None if validate is None else checked_function(validate, "validate"),
             origin=origin_of(function),
@@ -295,6 +132,24 @@ def task(
     return decorate if fn is None else decorate(fn)
 
 
+def _coordinator(given: Any) -> tuple[FunctionFacts | TaskDefinition | None, StartOptions]:
+    """The coordinator, and the options with which it is started if it is a task. Raises `DefinitionError`, `ConfigError`."""
+    if given is None:
+        return None, NO_OPTIONS
+    what = "the coordinator (on_children_complete=) gets what the task returned"
+    if isinstance(given, Task):
+        given.definition.facts.check_takes_one(what)
+        return given.definition, given.start_options
+    if isinstance(given, Step):
+        raise DefinitionError(f"{given!r} cannot be a coordinator (on_children_complete=): make it a task, or plain")
+    check_callable(checked_function(given, "on_children_complete"), "task(on_children_complete=)")
+    facts = FunctionFacts(given, Context)
+    if facts.shape == "generator":
+        raise DefinitionError(f"{given!r} cannot be a coordinator (on_children_complete=): make the generator a task")
+    facts.check_takes_one(what)
+    return facts, NO_OPTIONS
+
+
 def _undecorated(function: Callable[..., Any], what: str) -> None:
     if isinstance(function, Step | Task):
         raise DefinitionError(f"{function!r} is decorated already: @{what} goes on the plain function")
@@ -302,25 +157,25 @@ def _undecorated(function: Callable[..., Any], what: str) -> None:
 
 
 @overload
-def step(fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+def step(fn: Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
-def step(fn: _Open[P, R], /) -> Step[P, R]: ...
+def step(fn: Open[P, R], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
 @overload
 def step(fn: Callable[P, R], /) -> Step[P, R]: ...
 @overload
-def step(name: str, fn: _Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
+def step(name: str, fn: Open[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(name: str, fn: Callable[Concatenate[Context[Any], P], Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
 def step(name: str, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
 @overload
-def step(name: str, fn: _Open[P, R], /) -> Step[P, R]: ...
+def step(name: str, fn: Open[P, R], /) -> Step[P, R]: ...
 @overload
 def step(name: str, fn: Callable[Concatenate[Context[Any], P], R], /) -> Step[P, R]: ...
 @overload
@@ -333,7 +188,7 @@ def step(
     timeout: Duration | None = None,
     codec: Literal["json", "cloudpickle"] | None = None,
     isolate: Literal["process"] | None = None,
-) -> _StepDecorator: ...
+) -> StepDecorator: ...
 def step(
     fn: Any = None,
     second: Callable[..., Any] | None = None,

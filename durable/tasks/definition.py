@@ -19,6 +19,7 @@ from durable.errors import ConfigError, DefinitionError, ValidationError
 from durable.tasks.validation import InputCheck
 
 R = TypeVar("R")
+C = TypeVar("C", bound=str)
 
 Shape = Literal["coroutine", "generator", "function"]
 
@@ -133,6 +134,13 @@ def checked_switch(value: bool, key: str) -> bool:
     return value
 
 
+def checked_choice(value: C, choices: tuple[C, ...], key: str) -> C:
+    """Return the value, or raise `ConfigError`."""
+    if value not in choices:
+        raise ConfigError(f"{key} is {value!r:.100}, but must be one of {', '.join(map(repr, choices))}", key=key)
+    return value
+
+
 def checked_function(value: Callable[..., Any], key: str) -> Callable[..., Any]:
     """Return the function, or raise `ConfigError`."""
     if not callable(value):
@@ -239,6 +247,18 @@ class FunctionFacts:
             raise ValidationError(f"{name}: {error}", field=error.field, errors=error.errors) from None
         return bound.arguments
 
+    def check_takes_one(self, why: str) -> None:
+        """Raise `DefinitionError` where the function cannot be called with one positional argument.
+
+        Arguments:
+            why: who calls it so, as a sentence.
+        """
+        try:
+            self.signature.bind(None)
+        except (TypeError, ValueError) as error:  # ValueError: a builtin without a signature
+            function = getattr(self.function, "__qualname__", self.function)
+            raise DefinitionError(f"{why}, but {function} cannot be called with one argument: {error}") from None
+
     def essential(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments without those that are their parameter's default: two calls with equal ones are the same call."""
         return {name: value for name, value in arguments.items() if not self._is_default(name, value)}
@@ -328,4 +348,20 @@ class TaskDefinition:
     max_recoveries: int | None = None
     recovery: FunctionFacts | None = None
     validate: Callable[..., Any] | None = None
+    #: The coordinator: called with what the function returned, when the children in that have ended.
+    on_children_complete: FunctionFacts | TaskDefinition | None = None
+    #: Options of the coordinator's start, if it is a task.
+    coordinator_options: StartOptions = NO_OPTIONS
+    on_child_failure: Literal["fail", "continue"] = "fail"
     origin: str = field(default="")
+
+    @property
+    def result_hint(self) -> Any:
+        """The annotated result of a run, or Any: the coordinator's, where there is one, else the function's."""
+        match self.on_children_complete:
+            case None:
+                return self.facts.returns
+            case FunctionFacts() as coordinator:
+                return coordinator.returns
+            case coordinator:
+                return coordinator.result_hint

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NoReturn
+from typing import Any, Generic
 from weakref import WeakValueDictionary
 
 from typing_extensions import TypeVar
@@ -19,8 +19,10 @@ from durable.core.records import Kind, Record
 from durable.core.retry import seconds
 from durable.core.run import Run
 from durable.core.status import Status
-from durable.errors import DecodeError, RunCancelledError, RunError, RunFailedError, RunTimedOutError
+from durable.errors import DecodeError
+from durable.tasks.child import found_children, resolve
 from durable.tasks.host import Host
+from durable.tasks.outcome import raise_end
 
 R = TypeVar("R", default=Any)
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -94,7 +96,7 @@ class RunInfo:
             created_at=to_datetime(run.created_at),
             started_at=None if run.started_at is None else to_datetime(run.started_at),
             ended_at=None if run.ended_at is None else to_datetime(run.ended_at),
-            closed=run.ended,
+            closed=run.closed,
             dead=run.dead,
             error_type=failure.get("error_type"),
             error=failure.get("message"),
@@ -130,6 +132,7 @@ _ENGINE_EVENTS: dict[Kind, Callable[[Record, Codec], Any]] = {
         "input": _decoded(record.payload, codec),
     },
     Kind.COMPLETED: lambda record, codec: {"result": _decoded(record.payload, codec)},
+    Kind.CHILDREN_STARTED: lambda record, codec: {"children": record.head.get("children", 0)},
     Kind.EVENT: lambda record, codec: _decoded(record.payload, codec, _local_events.get(record.name, Any)),
     Kind.SIGNAL: lambda record, codec: {"name": record.name, "data": _decoded(record.payload, codec)},
     Kind.STEP_COMPLETED: lambda record, codec: {**_step(record), "result": _decoded(record.payload, codec)},
@@ -190,7 +193,7 @@ class Handle(Generic[R_co]):
         """Wait for the end and return the result.
 
         Raises `RunFailedError`, `RunTimedOutError` or `RunCancelledError` for a run that ended otherwise, and `TimeoutError` after
-        `timeout` seconds, which leaves the run alone.
+        `timeout` seconds, which leaves the run alone. Each `Child` in the result has its outcome.
         """
         if timeout is None:
             run = await self._host.wait_ended(self.run_id)
@@ -199,7 +202,9 @@ class Handle(Generic[R_co]):
                 run = await self._host.wait_ended(self.run_id)
         if run.status is not Status.COMPLETED:
             raise_end(run)
-        result: R_co = self._host.codec.decode(run.result or b"null", self._returns)  # type: ignore[assignment]
+        with found_children() as found:
+            result: R_co = self._host.codec.decode(run.result or b"null", self._returns)  # type: ignore[assignment]
+        await resolve(self.run_id, found, self._host.end_children)
         return result
 
     async def status(self) -> Status:
@@ -242,22 +247,3 @@ class Handle(Generic[R_co]):
     async def children(self) -> list[Handle[Any]]:
         """The runs that this run started, in order."""
         return [Handle(self._host, run.run_id, run.key) for run in await self._host.children_of(self.run_id)]
-
-
-def raise_end(run: Run) -> NoReturn:
-    """Raise the error that tells how the run ended."""
-    failure = run.failure or {}
-    if run.status is Status.CANCELLED:
-        reason = run.reason or "no reason given"
-        raise RunCancelledError(
-            f"run {run.run_id} of task {run.task!r} was cancelled: {reason}", run_id=run.run_id, reason=reason
-        )
-    cls: type[RunError] = RunTimedOutError if run.status is Status.TIMED_OUT else RunFailedError
-    error_type, message = failure.get("error_type", ""), failure.get("message", "")
-    raise cls(
-        f"run {run.run_id} of task {run.task!r} is {run.status} after attempt {run.attempt}: {error_type}: {message}",
-        run_id=run.run_id,
-        error_type=error_type,
-        reason=message,
-        traceback=failure.get("traceback", ""),
-    )

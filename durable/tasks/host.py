@@ -16,6 +16,7 @@ from durable.codec import Codec
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import AmbiguousAppError, AppNotOpenError
+from durable.tasks.child import Child
 from durable.tasks.definition import StartOptions, StepDefinition, TaskDefinition
 
 
@@ -64,6 +65,10 @@ class Host(Protocol):
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started."""
+        ...
+
+    async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
+        """Give these started children of a run their outcomes."""
         ...
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:

@@ -12,7 +12,7 @@ It needs pytest and pytest-asyncio.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +20,18 @@ import pytest
 import pytest_asyncio
 
 from durable.core.query import RunFilter
-from durable.core.records import Kind, Record
-from durable.core.run import Run, fold
+from durable.core.records import Kind
+from durable.core.run import fold
 from durable.core.status import Status
 from durable.errors import ConflictError, DurableError
 from durable.store.base import Store
+from durable.testing.query_conformance import QueryConformance
+from durable.testing.samples import NOW, World, created, failed, finished, ids, record, run_id
 
-NOW = 1_700_000_000.25
-
-
-def run_id(number: int) -> str:
-    """The id of a run of the suite; ids are in the order of their numbers."""
-    return f"{number:032x}"
+__all__ = ["NOW", "StoreConformance", "World", "created", "failed", "finished", "ids", "record", "run_id"]
 
 
-def created(number: int, *, task: str = "task", payload: bytes = b"null", **head: Any) -> Record:
-    """The first record of a run."""
-    return Record(run_id(number), 1, Kind.CREATED, NOW, 1, task, head=head, payload=payload)
-
-
-def record(number: int, seq: int, kind: Kind, *, name: str = "", payload: bytes | None = None, **head: Any) -> Record:
-    """A later record of a run."""
-    ident = b"0123456789abcdef" if kind in (Kind.STEP_COMPLETED, Kind.EVENT) else b""
-    return Record(run_id(number), seq, kind, NOW + seq, 1, name, ident, 0, head, payload)
-
-
-def failed(number: int, seq: int) -> Record:
-    """The end of a run that failed."""
-    return record(number, seq, Kind.FAILED, error_type="builtins.ValueError", message="no", traceback="")
-
-
-def finished(number: int, **head: Any) -> list[Record]:
-    """All records of a run that went well."""
-    return [
-        created(number, **head),
-        record(number, 2, Kind.STARTED),
-        record(number, 3, Kind.STEP_COMPLETED, name="step", payload=b'"\xc3\xa9"'),
-        record(number, 4, Kind.COMPLETED, payload=b"42"),
-    ]
-
-
-def ids(runs: Sequence[Run]) -> list[int]:
-    """The numbers of runs, in the order given."""
-    return [int(run.run_id, 16) for run in runs]
-
-
-class World:
-    """The store under test, and how to have everything flushed."""
-
-    def __init__(self, suite: StoreConformance, store: Store, settled: bool) -> None:
-        self.suite = suite
-        self.store = store
-        self.settled = settled
-
-    async def ready(self) -> Store:
-        """The store as it is, or with all that was committed in its final place."""
-        if self.settled:
-            self.store = await self.suite.reopen(self.store)
-        return self.store
-
-
-class StoreConformance:
+class StoreConformance(QueryConformance):
     """See the module."""
 
     pytestmark = pytest.mark.asyncio
@@ -98,7 +49,7 @@ class StoreConformance:
         """An open store; tests call `ready` between writing and reading."""
         store = await self.make_store(tmp_path)
         await store.open()
-        world = World(self, store, request.param)
+        world = World(self.reopen, store, request.param)
         yield world
         await world.store.close()
 
@@ -299,65 +250,6 @@ class StoreConformance:
         await world.store.commit([unit])
         store = await world.ready()
         assert await store.history(run_id(1)) == unit
-
-    # -- query
-
-    async def _populate(self, store: Store) -> None:
-        await store.commit([finished(1, user="a"), finished(2, user="b", parent=run_id(1))])
-        await store.commit([[created(3, task="other", parent=run_id(1))]])
-        await store.commit([[created(4, user="a"), record(4, 2, Kind.STARTED)]])
-        await store.commit([[created(5), record(5, 2, Kind.STARTED), failed(5, 3)]])
-        await store.commit([[created(6), record(6, 2, Kind.STARTED), failed(6, 3), record(6, 4, Kind.DISCARDED)]])
-        await store.commit([[created(7), record(7, 2, Kind.CANCELLED, reason="r")]])
-
-    async def test_every_filter(self, world: World) -> None:
-        """Each filter alone, and all together, select what `RunFilter.matches` says."""
-        await self._populate(world.store)
-        store = await world.ready()
-        expected: list[tuple[RunFilter, list[int]]] = [
-            (RunFilter(), [1, 2, 3, 4, 5, 6, 7]),
-            (RunFilter(status=frozenset({Status.COMPLETED})), [1, 2]),
-            (RunFilter(status=frozenset({Status.READY, Status.FAILED})), [3, 5, 6]),
-            (RunFilter(status=frozenset()), []),
-            (RunFilter(task="other"), [3]),
-            (RunFilter(user="a"), [1, 4]),
-            (RunFilter(parent_id=run_id(1)), [2, 3]),
-            (RunFilter(parent_id=run_id(77)), []),
-            (RunFilter(dead=True), [5]),
-            (RunFilter(open=True), [3, 4]),
-            (RunFilter(after=run_id(3)), [4, 5, 6, 7]),
-            (RunFilter(limit=0), []),
-            (RunFilter(limit=3, after=run_id(2)), [3, 4, 5]),
-            (RunFilter(user="a", open=True, task="task", status=frozenset({Status.RUNNING}), after=run_id(1)), [4]),
-        ]
-        for wanted, numbers in expected:
-            assert ids(await store.query(wanted)) == numbers, wanted
-        assert await store.query(RunFilter(limit=1)) == [await store.find(run_id(1))]
-
-    async def test_a_query_sees_what_changed_since_it_was_settled(self, world: World) -> None:
-        """A run that was settled in one status and is now in another is found by the new one only."""
-        await self._populate(world.store)
-        store = await world.ready()
-        await store.commit([[record(3, 2, Kind.CANCELLED)], [record(5, 4, Kind.RESUMED, reason="retry")], [created(8)]])
-        assert ids(await store.query(RunFilter(open=True))) == [4, 5, 8]
-        assert ids(await store.query(RunFilter(status=frozenset({Status.READY})))) == [5, 8]
-        assert ids(await store.query(RunFilter(dead=True))) == []
-
-    async def test_paging_meets_every_run_once(self, world: World) -> None:
-        """Pages of any size, over runs of which some changed and some are new, together give each match once."""
-        await world.store.commit([[created(number)] for number in range(0, 120, 2)])
-        store = await world.ready()
-        await store.commit([[record(number, 2, Kind.CANCELLED)] for number in range(0, 120, 6)])
-        await store.commit([[created(number)] for number in range(1, 120, 12)])
-        expected = sorted([n for n in range(0, 120, 2) if n % 6] + list(range(1, 120, 12)))
-        for limit in (1, 2, 7, 25, 200):
-            met: list[int] = []
-            after: str | None = None
-            while page := await store.query(RunFilter(open=True, after=after, limit=limit)):
-                assert len(page) <= limit
-                met += ids(page)
-                after = page[-1].run_id
-            assert met == expected
 
     # -- the store itself
 

@@ -88,6 +88,9 @@ class CrashingStore:
     async def query(self, wanted: RunFilter) -> list[Run]:
         return await self.inner.query(wanted)
 
+    async def next_due(self, after: float) -> float | None:
+        return await self.inner.next_due(after)
+
     def health(self) -> StoreHealth:
         return self.inner.health()
 

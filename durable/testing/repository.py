@@ -6,7 +6,7 @@ Law: `apply_batch` is atomic; it fails before it changes anything, or (with `fai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from durable.core.query import RunFilter
 from durable.core.records import Record
@@ -112,6 +112,12 @@ class MemoryRepository:
         runs = (_run(row) for _, row in sorted(self._tables.runs.items()))
         return [run for run in runs if wanted.matches(run)][: max(wanted.limit, 0)]
 
+    async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
+        await self._turn()
+        rows = self._tables.runs.values()
+        dues = (row.due for row in rows if row.due is not None and row.due > after and row.run_id not in but)
+        return min(dues, default=None)
+
     async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:
         await self._turn()
         stored = sorted(self._tables.records.get(run_id, {}).items())
@@ -139,4 +145,4 @@ def away(reason: str = "switched off by a test") -> RepositoryUnavailableError:
 
 
 def _run(row: RunRow) -> Run:
-    return run_of((row.run_id, row.state, row.input, row.result))
+    return run_of((row.run_id, row.state, row.input, row.result, row.open))

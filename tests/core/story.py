@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from durable.core.commands import (
     Begin,
     Cancel,
+    ChildEnded,
+    Close,
     Command,
     Complete,
+    Coordinate,
     Create,
     Discard,
     Fail,
@@ -26,7 +29,9 @@ from durable.core.commands import (
     Resume,
     Revive,
     Send,
+    Sleep,
     Suspend,
+    Wake,
 )
 from durable.core.decide import decide
 from durable.core.memo import Memo
@@ -54,9 +59,10 @@ BODY = {
 PLAIN: dict[str, type[Command]] = {
     "begin": Begin,
     "resume": Resume,
-    "revive": Revive,
     "release": Release,
     "discard": Discard,
+    "wake": Wake,
+    "close": Close,
 }
 #: What the status line shows where it is not as usual.
 SHOWN = (
@@ -70,6 +76,14 @@ SHOWN = (
     "failure",
     "result",
     "dead",
+    "returned_seq",
+    "join",
+    "lenient",
+    "unfinished",
+    "awaiting",
+    "coordinator_id",
+    "asleep",
+    "wake_at",
 )
 
 
@@ -133,10 +147,21 @@ class Story:
                     delay=float(options.get("after", 0)),
                     priority=int(options.get("priority", 0)),
                     attached="attached" in args,
+                    joined="joined" in args,
+                    depth=int(options.get("depth", 0)),
                     **{name: options[name] for name in CREATE_OPTIONS if name in options},  # type: ignore[arg-type]
                 )
             case "complete":
-                return Complete(first.encode())
+                children, join = int(options.get("children", 0)), options.get("join", "")
+                return Complete(first.encode(), children, join, "lenient" in args)  # type: ignore[arg-type]
+            case "child-ended":
+                return child_ended(first, Status(args[1]), options)
+            case "coordinate":
+                return Coordinate(first or None)
+            case "sleep":
+                return Sleep(float(options["until"]) if "until" in options else None)
+            case "revive":
+                return Revive(int(options.get("children", 0)), "by-parent" in args)
             case "fail":
                 failure = Failure(options.get("type", "builtins.ValueError"), first)
                 return Fail(failure, "final" not in args, "late" in args, float(options.get("fraction", 0)))
@@ -155,7 +180,9 @@ class Story:
                 failed = Failure(options["type"], options.get("message", "")) if "type" in options else None
                 return Suspend(first or None, failed)
             case _ if verb in BODY:
-                head: dict[str, object] = {name: options[name] for name in ("child", "what") if name in options}
+                head: dict[str, object] = {
+                    name: options[name] for name in ("child", "what", "awaited") if name in options
+                }
                 if "until" in options:
                     head["until"] = float(options["until"])
                 payload = options["payload"].encode() if "payload" in options else None
@@ -192,7 +219,16 @@ class Story:
             elif isinstance(value, bytes):
                 value = value.decode()
             parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+        if self.run.ended and not self.run.closed:
+            parts.append("open")
         return f"= {' '.join(parts)}"
+
+
+def child_ended(child_id: str, status: Status, options: dict[str, str]) -> ChildEnded:
+    """What a parent hears of its child."""
+    failure = {"error_type": options["type"], "message": options.get("message", "")} if "type" in options else None
+    result = options["result"].encode() if "result" in options else None
+    return ChildEnded(child_id, options.get("task", child_id), status, result, failure, options.get("reason"))
 
 
 def call_of(name: str, options: dict[str, str]) -> Call:

@@ -31,6 +31,9 @@ from durable.errors import HistoryLimitError, LimitError, TransitionError
 from tests.core.machine import CALL, FAILURE, PATHS, RUN_ID, give, made, step
 
 NOTE = Note(Kind.STEP_COMPLETED, CALL, b"1")
+FAILURES = ENDED - {Status.COMPLETED, Status.CANCELLED}
+#: Where a body can be at work: the task's own, or the function that is its coordinator.
+AT_WORK = (Status.RUNNING, Status.WAITING_FOR_ON_CHILDREN_COMPLETE)
 HEAD = {"error_type": "builtins.ValueError", "message": "no such page", "traceback": "Traceback ..."}
 
 
@@ -128,7 +131,7 @@ def test_note_carries_the_call() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(CALLS))
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.RUNNING])
+@pytest.mark.parametrize("status", [status for status in Status if status not in AT_WORK])
 def test_only_a_running_body_records(status: Status, kind: Kind) -> None:
     """Once a run is cancelled, suspended or over, nothing that its body still does becomes a fact."""
     with pytest.raises(TransitionError, match="can record nothing more"):
@@ -219,12 +222,13 @@ def test_no_recovery_at_all_can_be_asked_for() -> None:
 # --- signals -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [Status.READY, Status.RUNNING, Status.SUSPENDED])
+@pytest.mark.parametrize("status", sorted(set(Status) - ENDED))
 def test_signals_are_kept_before_anybody_waits(status: Status) -> None:
     """What is sent first is there when the body asks for it."""
     run = made(status)
     record = only(give(run, Send("paid", b"1", 5)))
     assert (record.kind, record.name, record.payload, run.signals) == (Kind.SIGNAL, "paid", b"1", [(run.seq, "paid")])
+    assert run.status is status
 
 
 @pytest.mark.parametrize("status", sorted(ENDED))
@@ -267,7 +271,7 @@ def test_receiving_what_was_not_sent_does_nothing() -> None:
     assert give(run, Receive("b", CALL, {})) == []
 
 
-@pytest.mark.parametrize("status", [status for status in Status if status is not Status.RUNNING])
+@pytest.mark.parametrize("status", [status for status in Status if status not in AT_WORK])
 def test_only_a_running_body_receives(status: Status) -> None:
     """A signal is not taken on behalf of a body that is gone: it stays for the next attempt."""
     run = made(status)
@@ -336,7 +340,7 @@ def test_release_keeps_the_attempt() -> None:
     assert (run.status, run.attempt, run.recoveries) == (Status.RUNNING, 1, 0)
 
 
-@pytest.mark.parametrize("status", [Status.FAILED, Status.TIMED_OUT])
+@pytest.mark.parametrize("status", sorted(FAILURES))
 def test_a_dead_letter_is_discarded_once(status: Status) -> None:
     """Discarding takes it off the list and leaves the run as it ended; a second time there is nothing to discard."""
     run = made(status)
@@ -353,7 +357,7 @@ def test_a_discarded_run_can_still_be_revived() -> None:
     assert run.status is Status.READY
 
 
-@pytest.mark.parametrize("status", [status for status in PATHS if status not in (Status.FAILED, Status.TIMED_OUT)])
+@pytest.mark.parametrize("status", [status for status in PATHS if status not in FAILURES])
 def test_what_did_not_fail_is_no_dead_letter(status: Status) -> None:
     """Only a run that ended in failure is on the list."""
     with pytest.raises(TransitionError, match="no dead letter"):

@@ -9,7 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable.core.commands import Begin, Cancel, Command, Complete, Create, Discard, Fail, Note, Receive, Recover, Send
+from durable.core.commands import (
+    Begin,
+    Cancel,
+    Close,
+    Command,
+    Complete,
+    Coordinate,
+    Create,
+    Discard,
+    Fail,
+    Note,
+    Receive,
+    Recover,
+    Resume,
+    Revive,
+    Send,
+    Sleep,
+)
 from durable.core.decide import decide
 from durable.core.records import CALLS, ENDS, Kind, Record
 from durable.core.retry import Retry
@@ -17,7 +34,7 @@ from durable.core.run import _FOLD, Run, apply, fold
 from durable.core.status import ENDED, Status
 from durable.core.wire import decode_unit, encode_record, encode_unit
 from durable.errors import LimitError, TransitionError
-from tests.core.machine import FAILURE, RUN_ID, WISHES, give, made
+from tests.core.machine import CHILD_BROKE, CHILD_CANCELLED, CHILD_DONE, FAILURE, RUN_ID, WISHES, give, made
 
 CREATE = Create("crawl", b"[1]", key="k", user="u")
 COMMANDS: list[Command] = [
@@ -25,30 +42,51 @@ COMMANDS: list[Command] = [
     Recover("crash", 1),
     Cancel(),
     Discard(),
+    Close(),
+    Resume(),
+    Revive(),
+    Sleep(),
+    Coordinate("k"),
+    CHILD_DONE,
+    CHILD_BROKE,
+    CHILD_CANCELLED,
+    Complete(b"1", 1),
+    Complete(b"1", 3, "function"),
+    Complete(b"1", 0, "function"),
+    Complete(b"1", 2, "function", lenient=True),
+    Complete(b"1", 2, "task"),
     Send("a", b"1", 3),
     Send("b", None, 3),
     *(Note(kind, ("s", b"x", 0), b"1") for kind in sorted(CALLS)),
     Fail(FAILURE, fraction=0.3),
+    Receive("a", ("w", b"", 0), {}),
 ]
+
+
+def added_by(run: Run, command: Command, now: float) -> list[Record]:
+    """The records of a command; none where it is refused."""
+    if type(command) is Receive:
+        command = dataclasses.replace(command, payloads={seq: b"p" for seq, _ in run.signals})
+    try:
+        return decide(run, command, now, 60)
+    except (TransitionError, LimitError):
+        return []
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Record]:
-    """What a run can live through: commands at random, those that it refuses left out."""
+    """What a run can live through: at each turn one of the commands that do something then."""
     run = Run(RUN_ID)
     policy = Retry(draw(st.integers(1, 4)), delay=draw(st.sampled_from([0, 1.5])))
-    records = decide(run, dataclasses.replace(CREATE, retry=policy), 1.0, 100)
+    owner = draw(st.sampled_from([None, "p"]))
+    create = dataclasses.replace(CREATE, retry=policy, parent_id=owner, attached=owner is not None)
+    records = decide(run, create, 1.0, 100)
     apply(run, records[0])
-    for time, index in enumerate(draw(st.lists(st.integers(0, len(COMMANDS)), max_size=40))):
-        payloads: dict[int, bytes | None] = {seq: b"p" for seq, _ in run.signals}
-        command = COMMANDS[index] if index < len(COMMANDS) else Receive("a", ("w", b"", 0), payloads)
-        try:
-            added = decide(run, command, 2.0 + time, 30)
-        except (TransitionError, LimitError):
-            continue
-        for record in added:
+    for time, choice in enumerate(draw(st.lists(st.integers(0, 2**16), max_size=40))):
+        possible = [added for command in COMMANDS if (added := added_by(run, command, 2.0 + time))]
+        for record in possible[choice % len(possible)] if possible else ():
             apply(run, record)
-        records += added
+            records.append(record)
     return records
 
 
@@ -111,15 +149,53 @@ def test_fold_is_apply_one_by_one(records: list[Record]) -> None:
 
 @given(histories())
 def test_a_run_is_over_just_when_it_has_an_end(records: list[Record]) -> None:
-    """Every run that ended has the time of its end, only a failed one is a dead letter, and nothing follows but revival."""
-    run = fold(records)
-    assert run.ended == (run.ended_at is not None) == (run.status in ENDED)
-    assert not run.dead or run.status in (Status.FAILED, Status.TIMED_OUT)
-    assert run.status is not Status.COMPLETED or run.result is not None
-    over = False
+    """Every run that ended has the time of its end, only a failed one is a dead letter, and one that completed has a result."""
+    for number in range(1, len(records) + 1):
+        run = fold(records[:number])
+        assert run.ended == (run.ended_at is not None) == (run.status in ENDED)
+        assert not run.dead or run.status in ENDED - {Status.COMPLETED, Status.CANCELLED}
+        assert run.status is not Status.COMPLETED or run.result is not None
+
+
+@given(histories())
+def test_a_run_ends_once_between_revivals(records: list[Record]) -> None:
+    """After an end nothing follows but its closing, once, the end of its letter, and a retry; nothing else begins it anew."""
+    over = closed = False
     for record in records:
-        assert not over or record.kind in (Kind.RESUMED, Kind.DISCARDED)
-        over = record.kind in ENDS or (over and record.kind is Kind.DISCARDED)
+        if over:
+            assert record.kind in (Kind.RESUMED, Kind.DISCARDED, Kind.CLOSED)
+            assert record.kind is not Kind.RESUMED or record.head.get("reason") == "retry"
+            assert record.kind is not Kind.CLOSED or not closed
+        else:
+            assert record.kind not in (Kind.CLOSED, Kind.DISCARDED)
+        closed = record.kind is Kind.CLOSED or (closed and record.kind is Kind.DISCARDED)
+        over = record.kind in ENDS or (over and record.kind is not Kind.RESUMED)
+
+
+@given(histories())
+def test_a_family_is_counted_right(records: list[Record]) -> None:
+    """No count falls below zero; what is closed has ended, with nothing of it open; only a run under way sleeps."""
+    run = Run(RUN_ID)
+    for record in records:
+        apply(run, record)
+        assert run.unfinished >= 0 <= run.awaiting
+        assert not run.closed or (run.ended and not run.unfinished and not run.awaiting)
+        assert not run.asleep or run.status in (Status.RUNNING, Status.WAITING_FOR_ON_CHILDREN_COMPLETE)
+        assert run.asleep or run.wake_at is None
+        assert run.returned_seq <= run.seq
+        assert not run.executing or run.due == 0.0
+        assert run.ended or run.returned_seq or run.status in (Status.READY, Status.RUNNING, Status.SUSPENDED)
+
+
+@given(histories())
+def test_a_run_that_goes_on_can_end(records: list[Record]) -> None:
+    """It is due, or waits for a child, for news or to be resumed: never for nothing. And whatever it waits for, it can be cancelled."""
+    run = fold(records)
+    if run.due is None and not run.closed:
+        assert run.unfinished or run.asleep or run.status is Status.SUSPENDED
+    if not run.ended:
+        give(run, Cancel())
+        assert run.ended
 
 
 @given(histories())

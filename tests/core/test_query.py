@@ -8,7 +8,7 @@ import pytest
 
 from durable.core.query import RunFilter
 from durable.core.run import Run
-from durable.core.status import ENDED, Status
+from durable.core.status import Status
 
 RUN = Run("b" * 32, task="crawl", user="ann", key="k", parent_id="p", status=Status.FAILED, dead=True, ended_at=9.0)
 ALL = RunFilter(
@@ -50,9 +50,29 @@ def test_every_condition_has_to_hold(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_open_runs_are_those_that_have_not_ended(status: Status) -> None:
-    """What has ended is not open, whichever way it ended."""
-    assert RunFilter(open=True).matches(Run("r", status=status)) == (status not in ENDED)
+def test_open_runs_are_those_that_are_not_closed(status: Status) -> None:
+    """A run that ended is open while children of it are, whichever way it ended."""
+    assert RunFilter(open=True).matches(Run("r", status=status))
+    assert not RunFilter(open=True).matches(Run("r", status=status, closed=True))
+
+
+@pytest.mark.parametrize(
+    ("due", "after", "by"),
+    [(None, False, False), (0.0, False, True), (19.9, False, True), (20.0, False, True), (20.1, True, False)],
+)
+def test_runs_are_found_by_when_they_are_due(due: float | None, after: bool, by: bool) -> None:
+    """What is due at the very time is due by it and not after it; what waits for no time is neither."""
+    run = Run("r", asleep=True, wake_at=due)
+    assert run.due == due
+    assert RunFilter(due_after=20.0).matches(run) == after
+    assert RunFilter(due_by=20.0).matches(run) == by
+
+
+def test_due_runs_of_a_span_are_found() -> None:
+    """Both bounds together want what lies between them; time zero is a bound like any other."""
+    span = RunFilter(due_after=0.0, due_by=20.0)
+    assert [span.matches(Run("r", not_before=at)) for at in (0.0, 0.1, 20.0, 20.1)] == [False, True, True, False]
+    assert not RunFilter(due_by=0.0).matches(Run("r", not_before=1.0))
 
 
 def test_an_empty_set_of_statuses_wants_nothing() -> None:

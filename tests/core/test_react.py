@@ -7,7 +7,7 @@ import pytest
 from durable.core.react import REACTIONS, Effect
 from durable.core.records import ENDS, RESULTS, Kind
 from durable.core.status import TRANSITIONS, Status, Verb
-from tests.core.machine import WISHES, give, made
+from tests.core.machine import asked, give, made
 
 
 def test_every_kind_has_an_entry() -> None:
@@ -28,17 +28,21 @@ def test_the_table_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize(("status", "verb"), sorted(TRANSITIONS), ids=str)
 def test_each_transition_has_the_effect_that_its_status_needs(status: Status, verb: Verb) -> None:
-    """A run that becomes ready is scheduled, one that becomes running is executed, one that ends is settled, and no body is left."""
-    run = made(status)
-    (record,) = give(run, WISHES[verb])
+    """A run whose turn comes is scheduled, one whose body begins is executed, one that ends is settled, and no body is left."""
+    run, command = asked(status, verb)
+    record = give(run, command)[-1]
     effects = REACTIONS[record.kind]
     assert (Effect.SETTLE in effects) == run.ended
-    assert (Effect.EXECUTE in effects) == (run.status is Status.RUNNING)
-    if run.status is Status.READY:
+    assert (Effect.EXECUTE in effects) == run.executing
+    assert (Effect.REST in effects) == run.asleep
+    if run.status is Status.READY or verb in (Verb.RETRY, Verb.RELEASE, Verb.REJOIN):
         assert (Effect.SCHEDULE in effects) == (record.kind is not Kind.RELEASED), (
             "a released run is another executor's to schedule"
         )
-    if status is Status.RUNNING and record.kind in (Kind.SUSPENDED, Kind.CANCELLED):
+    if status in (Status.RUNNING, Status.WAITING_FOR_ON_CHILDREN_COMPLETE) and record.kind in (
+        Kind.SUSPENDED,
+        Kind.CANCELLED,
+    ):
         assert Effect.INTERRUPT in effects
 
 

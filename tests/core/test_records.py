@@ -20,6 +20,8 @@ NUMBERS = {
     "TIMED_OUT": 10,
     "CANCELLED": 11,
     "EVENT": 13,
+    "CHILDREN_STARTED": 14,
+    "CHILDREN_FAILED": 15,
     "STEP_COMPLETED": 20,
     "STEP_FAILED": 21,
     "STEP_CANCELLED": 22,
@@ -27,8 +29,13 @@ NUMBERS = {
     "TIMER_SET": 24,
     "CHILD_STARTED": 25,
     "SIGNAL": 26,
+    "CHILD_ENDED": 27,
     "RELEASED": 28,
+    "ASLEEP": 29,
     "DISCARDED": 30,
+    "AWAKE": 31,
+    "COORDINATING": 32,
+    "CLOSED": 33,
 }
 VISIBLE = {
     "created",
@@ -41,6 +48,7 @@ VISIBLE = {
     "completed",
     "failed",
     "timed_out",
+    "children_failed",
     "cancelled",
 }
 
@@ -66,7 +74,7 @@ def test_every_kind_has_a_name_for_subscribers(kind: Kind) -> None:
 
 def test_names_of_the_engine_are_reserved() -> None:
     """No body can emit what looks like a fact of the engine or like the stream's own events."""
-    assert VISIBLE | {"children_failed", "ready", "error", "heartbeat", "gap", "server_shutting_down"} == RESERVED_NAMES
+    assert VISIBLE | {"ready", "error", "heartbeat", "gap", "server_shutting_down"} == RESERVED_NAMES
 
 
 def test_a_call_is_name_arguments_and_occurrence() -> None:

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import re
 
-from docs.generate import COMMANDS, PAGE, diagram, effects, reachable, state_machine
+import pytest
+
+from docs.generate import (
+    COMMANDS,
+    PAGE,
+    RETURNED,
+    SEPARATOR,
+    SHAPES,
+    diagram,
+    effects,
+    reachable,
+    state_machine,
+    subjects,
+)
 from durable.core import commands, decide
-from durable.core.status import TRANSITIONS, Status, after
+from durable.core.status import ENDED, TRANSITIONS, Status, after
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -22,10 +35,29 @@ def test_the_page_shows_each_command() -> None:
     assert all(f"`{cls.__name__}`" in state_machine() for cls in classes)
 
 
-def test_the_diagram_has_each_transition_once() -> None:
-    """What is drawn can be read back as the table."""
-    drawn = re.findall(r"(\w+) --> (\w+): (\w+)", "\n".join(diagram()))
-    assert drawn == [(str(status), str(following), str(verb)) for (status, verb), following in TRANSITIONS.items()]
+def test_the_diagrams_have_each_transition_once() -> None:
+    """What is drawn, in the one or in the other, can be read back as the table."""
+    drawn = re.findall(r"(\w+) --> (\w+): (.+)", "\n".join([*diagram(family=False), *diagram(family=True)]))
+    read = [(before, verb, following) for before, following, verbs in drawn for verb in verbs.split(SEPARATOR)]
+    assert sorted(read) == sorted((*pair, following) for pair, following in TRANSITIONS.items())
+
+
+def test_a_run_without_children_needs_only_the_first_diagram() -> None:
+    """Who has no family to read about finds none of its states there."""
+    first, second = "\n".join(diagram(family=False)), "\n".join(diagram(family=True))
+    assert not any(status in first for status in RETURNED)
+    assert all(status in second for status in RETURNED)
+    assert all(f"{status} --> [*]" in first + second for status in ENDED)
+
+
+@pytest.mark.parametrize("status", sorted(SHAPES))
+def test_each_shape_makes_a_difference(status: Status) -> None:
+    """A shape in which a run does just what it does in another would only be noise on the page."""
+    found: dict[str, set[object]] = {shape: set() for shape, _ in subjects(status)}
+    for effect in effects():
+        if effect.before is status:
+            found[effect.shape].add((effect.command, effect.verb, effect.kinds, effect.status))
+    assert len({frozenset(done) for done in found.values()}) == len(found)
 
 
 def test_what_no_run_can_come_to_is_named() -> None:

@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 
 import durable
+from durable.core.commands import ChildEnded
 from durable.core.decide import decide
-from durable.core.records import ENDS
+from durable.core.records import ENDS, Kind
+from durable.core.run import JOINING
 from durable.core.status import ENDED, TRANSITIONS, Status, Verb, after
 from durable.errors import TransitionError
-from tests.core.machine import PATHS, RUN_ID, WISHES, give, made
+from tests.core.machine import PATHS, RUN_ID, WISHES, asked, give, made
 
 EVENT_NAMES = {"name", "event_name"}
 PACKAGE = Path(durable.__file__).parent
 
-#: A late cancel and a second stop are taken and do nothing: their callers lost a race.
-NOTHING_TO_DO = {(status, Verb.CANCEL) for status in ENDED} | {(Status.SUSPENDED, Verb.SUSPEND)}
+#: A late cancel, a second stop and the news of a child to a run that does not wait for one are taken and do nothing: they lost a race.
+NOTHING_TO_DO = (
+    {(status, Verb.CANCEL) for status in ENDED}
+    | {(Status.SUSPENDED, Verb.SUSPEND)}
+    | {(status, Verb.FAIL_BY_CHILDREN) for status in set(Status) - JOINING}
+)
 #: What `Fail` with attempts left does where no retry is possible.
 FALLS_BACK = {(Status.READY, Verb.RETRY): Status.FAILED}
 
@@ -43,30 +49,33 @@ def test_every_verb_has_a_command() -> None:
 
 @pytest.mark.parametrize(("status", "verb"), sorted(TRANSITIONS), ids=name)
 def test_transition_is_taken(status: Status, verb: Verb) -> None:
-    """Each transition of the table is what its command does, by one record, through `decide` and `apply`."""
-    run = made(status)
+    """Each transition of the table is what its command does, by one record, after one that counts the child where a child's end does it."""
+    run, command = asked(status, verb)
     before = run.seq
-    records = give(run, WISHES[verb])
+    records = give(run, command)
     assert run.status is TRANSITIONS[status, verb]
-    assert [(record.seq, record.run_id) for record in records] == [(before + 1, RUN_ID)]
+    assert [(record.seq, record.run_id) for record in records] == [
+        (before + number, RUN_ID) for number in range(1, len(records) + 1)
+    ]
+    assert [record.kind for record in records[:-1]] == [Kind.CHILD_ENDED] * isinstance(command, ChildEnded)
 
 
 @pytest.mark.parametrize(("status", "verb"), REFUSED, ids=name)
 def test_what_is_not_in_the_table_is_refused(status: Status, verb: Verb) -> None:
     """A command that the run's status does not allow raises, says which run and why, and leaves the run as it was."""
-    run = made(status)
+    run, command = asked(status, verb)
     before = run.copy()
     with pytest.raises(TransitionError, match=f"{RUN_ID} is {status}"):
-        give(run, WISHES[verb])
+        give(run, command)
     assert run == before
 
 
 @pytest.mark.parametrize(("status", "verb"), sorted(NOTHING_TO_DO), ids=name)
-def test_late_cancel_and_second_stop_do_nothing(status: Status, verb: Verb) -> None:
-    """Whoever cancels a run that ended, or stops one that is stopped, lost a race and is not punished for it."""
-    run = made(status)
+def test_what_came_too_late_does_nothing(status: Status, verb: Verb) -> None:
+    """Whoever cancels a run that ended, stops one that is stopped, or tells it of a child, lost a race and is not punished for it."""
+    run, command = asked(status, verb)
     before = run.copy()
-    assert give(run, WISHES[verb]) == []
+    assert give(run, command) == []
     assert run == before
 
 
@@ -78,9 +87,10 @@ def test_failing_where_no_retry_is_possible_ends_the_run(status: Status, verb: V
     assert run.status is FALLS_BACK[status, verb]
 
 
-def test_only_revive_leads_out_of_an_end() -> None:
-    """A run that ended stays ended, but for a failed one that somebody tries again."""
-    assert {verb for status, verb in TRANSITIONS if status in ENDED} == {Verb.REVIVE}
+def test_only_a_retry_leads_out_of_an_end() -> None:
+    """A run that ended stays ended, but for one that somebody tries again, by itself or with its children; success is for ever."""
+    assert {verb for status, verb in TRANSITIONS if status in ENDED} == {Verb.REVIVE, Verb.REJOIN}
+    assert {status for status in ENDED if not {s for s, _ in TRANSITIONS} & {status}} == {Status.COMPLETED}
 
 
 def test_every_status_in_use_that_is_not_an_end_can_be_cancelled() -> None:
@@ -128,8 +138,8 @@ def test_the_kinds_that_end_a_run_are_the_ends_of_the_table() -> None:
     """`ENDS` lists just the kinds whose record brings a run to an end."""
     seen: dict[bool, set[object]] = {True: set(), False: set()}
     for status, verb in TRANSITIONS:
-        run = made(status)
-        seen[TRANSITIONS[status, verb] in ENDED] |= {record.kind for record in give(run, WISHES[verb])}
+        run, command = asked(status, verb)
+        seen[TRANSITIONS[status, verb] in ENDED].add(give(run, command)[-1].kind)
     assert seen[True] == ENDS
     assert not seen[False] & ENDS
 
@@ -194,7 +204,7 @@ def test_no_module_compares_statuses_with_string_literals() -> None:
 @pytest.mark.parametrize(("status", "verb"), sorted(TRANSITIONS), ids=name)
 def test_a_wish_is_no_fact(status: Status, verb: Verb) -> None:
     """Deciding changes nothing: only applying the record does."""
-    run = made(status)
+    run, command = asked(status, verb)
     before = run.copy()
-    assert decide(run, WISHES[verb], 10.0, 1_000)
+    assert decide(run, command, 10.0, 1_000)
     assert run == before

@@ -1,0 +1,291 @@
+"""Kinship: what the runs of one family owe each other.
+
+Law: a child's end and what its parent makes of it are one commit. A run that has ended is closed once its unfinished children are
+cancelled; a crash in between is made good by the next process, which finds the run not closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from durable.codec import TaggedJson
+from durable.config import EngineSettings
+from durable.core.commands import (
+    Cancel,
+    ChildEnded,
+    Close,
+    Command,
+    Complete,
+    Coordinate,
+    Create,
+    Revive,
+    Suspend,
+)
+from durable.core.query import RunFilter
+from durable.core.records import ENDS, Record
+from durable.core.run import Join, Run
+from durable.core.status import ENDED, Status
+from durable.engine.entry import Entry
+from durable.engine.pipeline import Pipeline
+from durable.engine.scheduler import Scheduler
+from durable.engine.services import patiently
+from durable.engine.starting import Parentage, Starter, Wish, creation
+from durable.engine.table import Table
+from durable.errors import DurableError, LimitError, PayloadTooLargeError, RunNotFoundError
+from durable.store.base import Store
+from durable.tasks.child import Child
+from durable.tasks.definition import StartOptions, TaskDefinition
+from durable.tasks.host import current_identity
+from durable.tasks.registry import find_task
+
+logger = logging.getLogger("durable.engine")
+
+#: Runs that are read at once.
+PAGE = 500
+
+
+class Kinship:
+    """Ties between parents, children and coordinators."""
+
+    pipeline: Pipeline
+    scheduler: Scheduler
+    starter: Starter
+
+    def __init__(self, table: Table, store: Store, codec: TaggedJson, settings: EngineSettings) -> None:
+        self._table = table
+        self._store = store
+        self._codec = codec
+        self._settings = settings
+        #: What closes runs that have ended, by run.
+        self._closing: dict[Entry, asyncio.Task[None]] = {}
+
+    # --- what a record means for relatives --------------------------------------------------------------------------------------
+
+    def entailed(self, entry: Entry, record: Record) -> Iterable[Wish]:
+        """What a record of a run means for other runs, to be staged together with it; see `pipeline.ENTAILING`."""
+        if record.kind in ENDS:
+            return self._told(entry)
+        return self.coordination(entry) if entry.run.status is Status.WAITING_FOR_CHILDREN else ()
+
+    def _told(self, entry: Entry) -> Iterable[Wish]:
+        run, parent = entry.run, entry.parent
+        if parent is None:
+            return ()
+        if run.joined or parent.run.asleep:
+            ended = ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason)
+            return ((parent, ended),)
+        command = None if entry.on_end is None else entry.on_end(run)
+        return () if command is None else ((parent, command),)
+
+    def coordination(self, entry: Entry) -> Sequence[Wish]:
+        """What begins the coordinator of a run whose children have all ended; nothing where it cannot begin now."""
+        run = entry.run
+        definition = find_task(run.task)
+        if run.unfinished or not run.join or definition is None or definition.on_children_complete is None:
+            return ()
+        if isinstance(definition.on_children_complete, TaskDefinition):
+            return self._coordinator_run(entry, definition.on_children_complete, definition.coordinator_options)
+        if entry.restored and not definition.auto_recover:
+            return (
+                (entry, Coordinate()),
+                (entry, Suspend("waits for a fresh start with its key, which brings its user back")),
+            )
+        if entry.slot or self.scheduler.try_slot(entry):
+            return ((entry, Coordinate()),)
+        return ()
+
+    def _coordinator_run(self, entry: Entry, task: TaskDefinition, options: StartOptions) -> Sequence[Wish]:
+        run = entry.run
+        parameter = next(iter(task.facts.signature.parameters.values()))
+        # What the body returned goes on as it is stored: the children in it are references, which the coordinator's start resolves.
+        value = b"[%s]" % run.result if parameter.kind is parameter.VAR_POSITIONAL else run.result
+        encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
+        create = creation(task, options, encoded, run.user)
+        create.parent_id, create.attached, create.joined, create.depth = run.run_id, True, True, run.depth + 1
+        run_id = self.starter.make_id()
+        return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
+
+    # --- what a body asks for ---------------------------------------------------------------------------------------------------
+
+    async def returned(
+        self, entry: Entry, definition: TaskDefinition, payload: bytes, children: Sequence[Child[Any]]
+    ) -> None:
+        """Stage what a body, or a coordinator, returned: the run's result, or that it waits for the children in it.
+
+        Raises what refuses a child: `ValidationError`, `ConflictError`, `LimitError`, `PayloadError`.
+        """
+        join: Join = ""
+        if definition.on_children_complete is not None and not entry.run.returned_seq:
+            join = "task" if isinstance(definition.on_children_complete, TaskDefinition) else "function"
+        complete = Complete(payload, len(children), join, definition.on_child_failure == "continue")
+        if not children:
+            self.pipeline.stage(entry, complete)
+            return
+        creates = [await self.starter.prepare(*child.call, entry) for child in children if child.call is not None]
+        self._check_size(entry.run, creates)
+        async with self.starter.naming(*creates):
+            await self.starter.require_free(creates)
+            wishes: list[Wish] = []
+            for child, create in zip(children, creates, strict=True):
+                create.parent_id, create.attached, create.joined = entry.run.run_id, True, True
+                create.depth = entry.run.depth + 1
+                wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
+            try:
+                self.pipeline.stage(entry, complete, *wishes)
+            except BaseException:
+                self.starter.withdraw(wishes)
+                raise
+            self.starter.created(wishes)
+
+    def _check_size(self, run: Run, creates: Sequence[Create]) -> None:
+        if len(creates) > self._settings.children_max:
+            raise LimitError(
+                f"run {run.run_id} returned {len(creates)} children, at most {self._settings.children_max} are allowed "
+                "(engine.children_max); give it fewer, each with children of its own"
+            )
+        self.check_depth(run)
+        size = sum(len(create.input) for create in creates)
+        if size > self._settings.family_bytes_max:
+            raise PayloadTooLargeError(
+                f"the inputs of the {len(creates)} children of run {run.run_id} take {size} bytes, at most "
+                f"{self._settings.family_bytes_max} are allowed (engine.family_bytes_max): pass references instead of data"
+            )
+
+    def check_depth(self, run: Run) -> None:
+        """Refuse a child of a run that is too deep in its tree."""
+        if run.depth >= self._settings.tree_depth_max:
+            raise LimitError(
+                f"run {run.run_id} has {run.depth} ancestors, the most there may be (engine.tree_depth_max): "
+                "end the recursion, or use a loop in one run"
+            )
+
+    async def start_child(
+        self, parent: Entry, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any],
+        *, attached: bool, note: Callable[[str, str | None], Command],
+    ) -> str:  # fmt: skip
+        """Start a run from within another; `note` is what the other records of it, durable together with it."""
+        if attached:
+            self.check_depth(parent.run)
+        run_id, _ = await self.starter.start(task, options, arguments, Parentage(parent, attached, note))
+        return run_id
+
+    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+        """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
+        child = None if run_id is None else self._table.get(run_id)
+        if child is not None and child.parent is parent and not child.run.ended:
+            self.pipeline.stage(parent, note, (child, Cancel("the parent no longer waits for it")))
+        else:
+            self.pipeline.stage(parent, note)
+
+    def new_id(self) -> str:
+        """The id of a new run."""
+        return self.starter.make_id()
+
+    def find(self, run_id: str) -> Entry | None:
+        """The run, if it is loaded."""
+        return self._table.get(run_id)
+
+    async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
+        """Give these children of a run their outcomes."""
+        missing = {child.run_id for child in children}
+        ended: dict[str, Run] = {}
+        async for run in self._pages(RunFilter(parent_id=run_id, limit=PAGE)):
+            if run.run_id in missing:
+                ended[run.run_id] = run
+        for child in children:
+            if child.run_id not in ended:
+                raise RunNotFoundError(f"no run has the id {child.run_id!r}, which is named as a child of run {run_id}")
+            child.end(ended[child.run_id], self._codec)
+
+    async def _pages(self, wanted: RunFilter) -> AsyncIterator[Run]:
+        while True:
+            page = await patiently(partial(self._store.query, wanted))
+            for run in page:
+                yield run
+            if len(page) < wanted.limit:
+                return
+            wanted = replace(wanted, after=page[-1].run_id)
+
+    # --- closing ----------------------------------------------------------------------------------------------------------------
+
+    def close(self, entry: Entry) -> None:
+        """Cancel the unfinished children of a run that has ended, and record that it is closed."""
+        run = entry.run
+        if run.closed or entry in self._closing:
+            return
+        loaded = [child for child in entry.children if not child.run.ended]
+        reason = f"its parent {run.run_id} is {run.status}"
+        try:
+            for child in loaded:
+                self.pipeline.stage(child, Cancel(reason))
+            if len(loaded) == run.unfinished + run.awaiting:
+                self.pipeline.stage(entry, Close())
+                return
+        except DurableError:
+            return  # the store failed or is closed: the next process finds the run not closed
+        self._closing[entry] = asyncio.create_task(self._close(entry, reason), name="durable-closing")
+        self._closing[entry].add_done_callback(lambda _: self._closing.pop(entry, None))
+
+    async def _close(self, entry: Entry, reason: str) -> None:
+        """The same for children that are not all on the table."""
+        try:
+            async for run in self._pages(RunFilter(parent_id=entry.run.run_id, open=True, limit=PAGE)):
+                child = await patiently(partial(self._table.load, run.run_id)) if run.attached else None
+                if child is not None and not child.run.ended:
+                    self.pipeline.stage(child, Cancel(reason))
+            self.pipeline.stage(entry, Close())
+        except DurableError as error:
+            logger.debug("run %s is closed by the next process: %s", entry.run.run_id, error)
+
+    # --- trying again -----------------------------------------------------------------------------------------------------------
+
+    async def revive(self, entry: Entry) -> None:
+        """Try a run that failed again, with those of its family that failed or were cancelled with it. Raises `TransitionError`."""
+        wishes: list[Wish] = []
+        try:
+            await self._revive(entry, wishes, by_parent=False)
+            (_, command), *further = wishes
+            self.pipeline.stage(entry, command, *further)
+        except BaseException:
+            for child in {wish[0] for wish in wishes if wish[0] is not entry}:
+                self._let_go(child)
+            raise
+        finally:
+            for relative in {wish[0] for wish in wishes if wish[0] is not entry}:
+                relative.held -= 1
+
+    async def _revive(self, entry: Entry, wishes: list[Wish], *, by_parent: bool) -> None:
+        """Gather the wishes for a run and those of its family."""
+        closing = self._closing.get(entry)
+        if closing is not None:
+            await asyncio.wait((closing,))
+        run = entry.run
+        failed: list[str] = []
+        if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:
+            again = {Status.CANCELLED} if run.lenient else ENDED - {Status.COMPLETED}
+            wanted = RunFilter(parent_id=run.run_id, status=frozenset(again), limit=PAGE)
+            family = [child async for child in self._pages(wanted)]
+            failed = [child.run_id for child in family if child.joined and child.run_id != run.coordinator_id]
+        wishes.append((entry, Revive(len(failed), by_parent)))
+        if run.returned_seq and not failed and run.coordinator_id is not None:
+            wishes.append((entry, Coordinate(run.coordinator_id)))
+            failed = [run.coordinator_id]
+        for run_id in failed:
+            child = await patiently(partial(self._table.load, run_id))
+            if child is None:
+                raise RunNotFoundError(f"no run has the id {run_id!r}, which belongs to run {run.run_id}")
+            child.held += 1
+            child.parent = entry
+            entry.children.add(child)
+            await self._revive(child, wishes, by_parent=True)
+
+    def _let_go(self, child: Entry) -> None:
+        if child.parent is not None:
+            child.parent.children.discard(child)
+            child.parent = None
