@@ -7,6 +7,7 @@ every command to a run in every status, in each shape that makes a difference.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,20 +93,19 @@ SHAPES: dict[Status, tuple[tuple[str, dict[str, Any]], ...]] = {
     Status.RUNNING: (("awake", {}), ("asleep", {"asleep": True})),
     Status.SUSPENDED: (("in its body", {}), ("in its coordinator", {"returned_seq": 1})),
     Status.WAITING_FOR_CHILDREN: (
-        ("several left", {"unfinished": 2, "join": "function"}),
-        ("the last, then a coordinator", {"unfinished": 1, "join": "function"}),
+        ("more left, or a coordinator", {"unfinished": 2, "join": "function"}),
         ("the last, no coordinator", {"unfinished": 1}),
-        ("several left, lenient", {"unfinished": 2, "join": "function", "lenient": True}),
-        ("the last, lenient, no coordinator", {"unfinished": 1, "lenient": True}),
+        ("lenient, more left or a coordinator", {"unfinished": 2, "join": "function", "lenient": True}),
+        ("lenient, the last, no coordinator", {"unfinished": 1, "lenient": True}),
         ("none left", {"join": "function"}),
     ),
     Status.WAITING_FOR_ON_CHILDREN_COMPLETE: (
         ("awake", {"join": "function"}),
         ("asleep", {"join": "function", "asleep": True}),
-        ("several children of its own", {"join": "function", "unfinished": 2}),
-        ("the last child of its own", {"join": "function", "unfinished": 1}),
-        ("several children of its own, lenient", {"join": "function", "unfinished": 2, "lenient": True}),
-        ("a task", {"join": "task", "unfinished": 1}),
+        ("more left", {"join": "function", "unfinished": 2}),
+        ("lenient, more left", {"join": "function", "unfinished": 2, "lenient": True}),
+        ("the last, or a task", {"join": "task", "unfinished": 1}),
+        ("lenient, the last", {"join": "function", "unfinished": 1, "lenient": True}),
     ),
     **{status: (("closed", {"closed": True}), ("open", {})) for status in ENDED - {Status.CANCELLED}},
     Status.CANCELLED: (
@@ -144,7 +144,8 @@ def effects() -> Iterator[Effect]:
     rules.after = spy
     try:
         for title, command in COMMANDS:
-            for status, shape, run in [(status, *subject) for status in statuses for subject in subjects(status)]:
+            for shape, run in chain.from_iterable(map(subjects, statuses)):
+                status = run.status
                 asked.clear()
                 try:
                     records: list[Record] = rules.decide(run, command, 1.0, records_max=100)
@@ -265,14 +266,15 @@ def state_machine() -> str:
         "",
         "## Transitions",
         "",
-        "In brackets: which runs of that status, where it is not all of them. *Awake* means that a body, or a coordinator that is a function,",
-        "is at work. *Left* are the returned children that have not ended; a *lenient* run leaves their failures to its coordinator.",
+        "In brackets: which runs of that status, where it is not all of them. *Awake* means that a body, or a coordinator that is a",
+        "function, is at work. *Left* are the returned children that have not ended, after which the run ends, or its coordinator",
+        "begins; a *lenient* run leaves their failures to its coordinator; *a task* is a coordinator that is a run of its own.",
         "",
         *table("from", "verb", "to", "asked for by", "recorded as", rows=transitions()),
         "",
         "`Create` makes a run that is `ready`, recorded as `CREATED`; for a run that exists it is refused.",
-        "Only `revive` and `rejoin` lead out of an end: the retry of a run that returned nothing yet, and of one that waits for children again.",
-        "`Revive` of a run that belongs to another is refused: only its parent can be retried, and takes it along.",
+        "Only `revive` and `rejoin` lead out of an end: the retry of a run that has returned nothing yet, and of one that waits for its",
+        "children, or its coordinator, again. A run that belongs to another is retried by its parent only, and with it.",
         "",
         "## Commands that leave the status as it is",
         "",

@@ -22,9 +22,9 @@ from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
-from durable.tasks.task import Task
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
+from durable.tasks.task import Task
 
 P = ParamSpec("P")
 R = TypeVar("R")

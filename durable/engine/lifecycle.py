@@ -220,9 +220,9 @@ class Lifecycle:
         past = [known for known in history if known.seq <= returned_seq]
         history = history[len(past) :]  # a coordinator's calls are other calls than the body's
         beginning = Kind.COORDINATING if returned_seq else Kind.STARTED
-        began = [known for known in history if known.kind is beginning and known.attempt == record.attempt]
-        lost = [known for known in history if known.kind is Kind.RECOVERED and known.attempt == record.attempt]
-        recovered = bool(lost) or len(began) > 1
+        known_kinds = [known.kind for known in history if known.attempt == record.attempt and known.seq < record.seq]
+        begun = [*known_kinds, record.kind].count(beginning)
+        recovered = begun > 1 or Kind.RECOVERED in (record.kind, *known_kinds)
         if not entry.run.executing:
             return None
         return Execution(

@@ -99,7 +99,8 @@ class Pipeline:
         while work:
             entry, command = work.popleft()
             self._take(entry, decide(entry.run, command, self._clock.now(), self._records_max), staged, work)
-        self._place(staged)
+        if staged:
+            self._place(staged)
         return decided
 
     def _take(

@@ -3,8 +3,8 @@
 Law: `apply_batch` is atomic with its position and idempotent by (run, seq), so that whatever the log still holds may be applied
 again. A repository holds nothing that is not in the log or was not before: it is a projection, and the log is the truth.
 
-To bring your own, implement `Repository` (the suites `durable.testing.conformance` and `repository_conformance` show whether it holds) and pass it as
-`LocalStore(path, repository=...)`. What the methods may raise:
+To bring your own, implement `Repository` and pass it as `LocalStore(path, repository=...)`; whether it holds is shown by the suite of
+`durable.testing.repository_conformance` and, with the store in front, of `durable.testing.conformance`. What the methods may raise:
 
 - `RepositoryUnavailableError`: away for now (network, disk full, locked). Work goes on; the flusher tries again behind a breaker.
 - `RecordRefusedError`: this content can never be stored (a broken constraint, a value out of range). The flusher looks for the run

@@ -252,13 +252,12 @@ class SqliteRepository:
         return runs[0] if runs else None
 
     async def query(self, wanted: RunFilter) -> list[Run]:
-        if self._schema < 2 and (wanted.due_after is not None or wanted.due_by is not None):
-            raise StoreFormatError(
-                f"{self._path} has schema {self._schema}, which does not say when runs are due; open the store for writing once"
-            )
+        if wanted.due_after is not None or wanted.due_by is not None:
+            self._require_due()
         return await self._runs(self._scans, *statements.select(wanted))
 
     async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
+        self._require_due()
         due: float
         last: tuple[float, str | bytes] = (after, statements.LAST_ID)
         while rows := await self._fetch(self._lookups, statements.DUES, (last[0], *last, SLICE_ROWS)):
@@ -267,6 +266,12 @@ class SqliteRepository:
                     return due
             last = rows[-1]
         return None
+
+    def _require_due(self) -> None:
+        if self._schema < 2:
+            raise StoreFormatError(
+                f"{self._path} has schema {self._schema}, which does not say when runs are due; open the store for writing once"
+            )
 
     async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:
         found: list[Record] = []

@@ -53,7 +53,7 @@ def ids(runs: Sequence[Run]) -> list[int]:
 
 def asleep(number: int, until: float | None = None) -> list[Record]:
     """All records of a run that sleeps until this time, or for a signal."""
-    head = {} if until is None else {"until": until}
+    head: dict[str, Any] = {} if until is None else {"until": until}
     return [created(number), record(number, 2, Kind.STARTED), record(number, 3, Kind.ASLEEP, **head)]
 
 

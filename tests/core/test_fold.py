@@ -34,7 +34,18 @@ from durable.core.run import _FOLD, Run, apply, fold
 from durable.core.status import ENDED, Status
 from durable.core.wire import decode_unit, encode_record, encode_unit
 from durable.errors import LimitError, TransitionError
-from tests.core.machine import CHILD_BROKE, CHILD_CANCELLED, CHILD_DONE, FAILURE, RUN_ID, WISHES, give, made
+from tests.core.machine import (
+    CHILD_BROKE,
+    CHILD_CANCELLED,
+    CHILD_DONE,
+    COORDINATING,
+    FAILURE,
+    RETURNED,
+    RUN_ID,
+    WISHES,
+    give,
+    made,
+)
 
 CREATE = Create("crawl", b"[1]", key="k", user="u")
 COMMANDS: list[Command] = [
@@ -80,11 +91,19 @@ def histories(draw: st.DrawFn) -> list[Record]:
     policy = Retry(draw(st.integers(1, 4)), delay=draw(st.sampled_from([0, 1.5])))
     owner = draw(st.sampled_from([None, "p"]))
     create = dataclasses.replace(CREATE, retry=policy, parent_id=owner, attached=owner is not None)
-    records = decide(run, create, 1.0, 100)
-    apply(run, records[0])
-    for time, choice in enumerate(draw(st.lists(st.integers(0, 2**16), max_size=40))):
-        possible = [added for command in COMMANDS if (added := added_by(run, command, 2.0 + time))]
-        for record in possible[choice % len(possible)] if possible else ():
+    way = draw(
+        st.sampled_from([(), RETURNED, COORDINATING, (*COORDINATING, Complete(b"1", 2))])
+    )  # far enough to meet families often
+    records = give(run, create, *way, now=1.0)
+    for time in range(draw(st.integers(0, 40))):
+        # By what is recorded, not by command: there are many ways to fail, and as many that a run ends before anything can happen to it.
+        possible: dict[tuple[Kind, ...], list[list[Record]]] = {}
+        for command in COMMANDS:
+            if added := added_by(run, command, 2.0 + time):
+                possible.setdefault(tuple(record.kind for record in added), []).append(added)
+        if not possible:
+            break
+        for record in draw(st.sampled_from(possible[draw(st.sampled_from(list(possible)))])):
             apply(run, record)
             records.append(record)
     return records
@@ -157,6 +176,7 @@ def test_a_run_is_over_just_when_it_has_an_end(records: list[Record]) -> None:
         assert run.status is not Status.COMPLETED or run.result is not None
 
 
+@pytest.mark.xfail(reason="core: `Resume` is taken from an end where something was returned", strict=True)
 @given(histories())
 def test_a_run_ends_once_between_revivals(records: list[Record]) -> None:
     """After an end nothing follows but its closing, once, the end of its letter, and a retry; nothing else begins it anew."""

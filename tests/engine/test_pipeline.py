@@ -16,7 +16,10 @@ async def a_pipeline() -> Pipeline:
     """A pipeline on a store of its own, which nobody acts on."""
     store = MemoryStore()
     await store.open()
-    pipeline = Pipeline(store, SYSTEM_CLOCK, 1000, publish=lambda unit: None, on_failure=lambda error: None)
+    pipeline = Pipeline(
+        store, SYSTEM_CLOCK, 1000,
+        publish=lambda unit: None, entailed=lambda entry, record: (), on_failure=lambda error: None,
+    )  # fmt: skip
     pipeline.open()
     return pipeline
 
@@ -28,8 +31,8 @@ async def test_a_command_that_changes_nothing_joins_no_commit() -> None:
     pipeline.stage(ended, Create("t", b"{}"))
     pipeline.stage(ended, Cancel())
     await pipeline.durable(ended)
-    pipeline.stage(other, Create("t", b"{}"))
-    assert pipeline.stage(ended, Cancel(), join=other.unit) == []
+    assert pipeline.stage(ended, Cancel()) == []
+    pipeline.stage(other, Create("t", b"{}"), (ended, Cancel()))
     await pipeline.durable(other)
     assert pipeline.is_durable(ended)
     await pipeline.close()
@@ -43,8 +46,8 @@ async def test_a_run_joins_the_second_of_two_large_commits() -> None:
     pipeline.stage(child, Create("t", b"{}"))
     pipeline.stage(parent, Create("t", large))
     pipeline.stage(parent, Send("s", large, 10))
-    pipeline.stage(parent, Send("s", b"1", 10))
-    pipeline.stage(child, Cancel(), join=parent.unit)
+    pipeline.stage(parent, Send("s", b"1", 10), (child, Cancel()))
+    assert child.unit is parent.unit
     await asyncio.gather(pipeline.durable(child), pipeline.durable(parent))
     await pipeline.close()
     assert pipeline.failure is None

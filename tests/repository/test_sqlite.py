@@ -13,9 +13,10 @@ import pytest
 from durable.core.query import RunFilter
 from durable.core.records import Record
 from durable.core.run import Run, fold
+from durable.core.status import Status
 from durable.core.wire import encode_record
 from durable.errors import RepositoryUnavailableError, StorageError, StoreFormatError, StoreMismatchError
-from durable.repository import RecordRefusedError, RepositoryState, SqliteRepository
+from durable.repository import RecordRefusedError, RepositoryState, SqliteRepository, statements
 from durable.repository.projection import RecordRow, RunRow, run_of, run_row
 from durable.testing.conformance import created, finished, run_id
 
@@ -79,7 +80,7 @@ def test_a_run_goes_through_its_row_unchanged() -> None:
         ),
     ):
         row = run_row(run)
-        assert run_of((row.run_id, row.state, row.input, row.result)) == run
+        assert run_of((row.run_id, row.state, row.input, row.result, row.open)) == run
 
 
 async def test_a_batch_and_its_position_are_one_transaction(repository: SqliteRepository, path: Path) -> None:
@@ -143,9 +144,9 @@ async def test_a_newer_schema_is_refused_before_a_byte_is_written(repository: Sq
     """Older code leaves a newer database alone; what only it must not write, it may still read."""
     await repository.apply_batch(*batch(finished(1), 3))
     await repository.close()
-    for reader_min, readable in ((1, True), (2, False)):
+    for reader_min, readable in ((2, True), (3, False)):
         with sqlite3.connect(path) as connection:
-            connection.execute("UPDATE meta SET value = 2 WHERE key = 'schema_version'")
+            connection.execute("UPDATE meta SET value = 3 WHERE key = 'schema_version'")
             connection.execute("UPDATE meta SET value = ? WHERE key = 'reader_min'", (reader_min,))
         connection.close()
         before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
@@ -254,18 +255,32 @@ async def test_keys_keep_users_apart(repository: SqliteRepository) -> None:
 
 
 async def test_every_index_is_used(repository: SqliteRepository) -> None:
-    """The queries of the engine do not read the whole table."""
-    assert repository._scans is not None
-    for where, index in (
-        ("open = 1 AND run_id > ?", "runs_open"),
-        ("dead = 1", "runs_dead"),
-        ("parent_id = ?", "runs_parent"),
-        ("user = ?", "runs_user"),
-        ("key = ? AND user IS ?", "runs_key"),
-        ("status IN (?)", "runs_status"),
+    """The queries of the engine read neither the whole table nor all that is asleep."""
+    someone, status = run_id(1), frozenset({Status.RUNNING})
+    for wanted, index in (
+        (RunFilter(due_by=1.0), "runs_open (due<?)"),
+        (RunFilter(due_by=1.0, after=someone, task="t", user="u", status=status), "runs_open (due<?)"),
+        (RunFilter(due_after=1.0), "runs_open (due>?)"),
+        (RunFilter(due_after=1.0, due_by=2.0, open=True, after=someone), "runs_open (due>? AND due<?)"),
+        (RunFilter(open=True), "runs_open"),
+        (RunFilter(open=True, after=someone), "runs_open"),
+        (RunFilter(parent_id=someone), "runs_parent (parent_id=?)"),
+        (RunFilter(parent_id=someone, open=True, due_by=1.0, after=someone), "runs_parent (parent_id=? AND run_id>?)"),
+        (RunFilter(dead=True, open=True, after=someone), "runs_dead (run_id>?)"),
+        (RunFilter(user="u", open=True, after=someone), "runs_user (user=? AND run_id>?)"),
+        (RunFilter(key="k"), "runs_key (key=?)"),
+        (RunFilter(status=status, open=True, after=someone), "runs_status (status=? AND run_id>?)"),
     ):
-        plan = await repository._scans.execute_fetchall(
-            f"EXPLAIN QUERY PLAN SELECT run_id FROM runs WHERE {where} ORDER BY run_id LIMIT 9",
-            ["x"] * where.count("?"),
-        )
-        assert index in str([tuple(row) for row in plan]), where
+        plan = await explain(repository, *statements.select(wanted))
+        assert f"INDEX {index}" in plan, (wanted, plan)
+    plan = await explain(repository, statements.DUES, [1.0, 1.0, "", 9])
+    assert "INDEX runs_open (due>?)" in plan
+    assert "B-TREE" not in plan
+    assert "runs_key (key=?" in await explain(repository, statements.FIND_KEY, ["k", None])
+
+
+async def explain(repository: SqliteRepository, sql: str, values: list[object]) -> str:
+    """How SQLite is going to answer."""
+    assert repository._scans is not None
+    rows = await repository._scans.execute_fetchall(f"EXPLAIN QUERY PLAN {sql}", values)
+    return "; ".join(str(row[3]) for row in rows)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from typing import TypeVar
 
 import pytest
 
 from durable.config import FlushSettings, LogSettings
 from durable.core.query import RunFilter
 from durable.core.records import Kind
-from durable.core.run import fold
+from durable.core.run import Run, fold
 from durable.errors import BackpressureError, RepositoryUnavailableError, StorageFullError, StoreReadOnlyError
 from durable.store import LocalStore
 from durable.testing.conformance import created, finished, ids, record, run_id
 from durable.testing.repository import MemoryRepository, away
+from durable.testing.samples import NOW, asleep
 
 from .conftest import Opener
 
+T = TypeVar("T")
 QUICK = FlushSettings(interval_seconds=0.002, breaker_threshold=2, breaker_open_seconds=0.02)
 
 
@@ -252,24 +255,69 @@ async def test_a_reader_sees_what_is_acknowledged_and_writes_nothing(open_store:
     assert reader.store_id == store.store_id
 
 
+class Slow(MemoryRepository):
+    """It has its answer, and gives it when the gate is open."""
+
+    gate: asyncio.Event | None = None
+
+    async def query(self, wanted: RunFilter) -> list[Run]:
+        return await self._late(await super().query(wanted))
+
+    async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
+        return await self._late(await super().next_due(after, but))
+
+    async def _late(self, answer: T) -> T:
+        if self.gate is not None:
+            await self.gate.wait()
+        return answer
+
+
 async def test_a_query_in_the_middle_of_a_flush_misses_nothing(open_store: Opener) -> None:
-    """A run that is flushed and let go while the repository is asked is in the answer all the same."""
-
-    class Slow(MemoryRepository):
-        gate: asyncio.Event | None = None
-
-        async def query(self, wanted: RunFilter) -> list[object]:  # type: ignore[override]
-            found = await super().query(wanted)
-            if self.gate is not None:
-                await self.gate.wait()
-            return found  # type: ignore[return-value]
-
+    """A run that is flushed, and even let go, while the repository is asked is in the answer all the same."""
     repository = Slow()
     store = await open_store(flush=FlushSettings(interval_seconds=0.02), repository=repository)
-    await store.commit([finished(1), [created(2)]])
+    await store.commit([finished(1), [created(2)], asleep(3, NOW + 5)])
     repository.gate = asyncio.Event()
     asking = asyncio.ensure_future(store.query(RunFilter()))
+    due = asyncio.ensure_future(store.query(RunFilter(due_by=NOW)))
+    next_due = asyncio.ensure_future(store.next_due(0.0))
     await asyncio.sleep(0.001)
     await until(lambda: flushed(store) and run_id(1) not in store._overlay.entries)
+    await store.commit([[record(3, 4, Kind.AWAKE), record(3, 5, Kind.ASLEEP, until=NOW + 6)]])
+    await until(lambda: flushed(store))
     repository.gate.set()
-    assert ids(await asking) == [1, 2]
+    assert ids(await asking) == [1, 2, 3]
+    assert ids(await due) == [2]
+    assert await next_due == NOW + 6
+
+
+async def test_what_is_due_is_found_among_many_that_are_asleep(open_store: Opener) -> None:
+    """Opening and asking for what is due bring into memory what is due, however many runs are asleep."""
+    repository = MemoryRepository()
+    store = await open_store(repository=repository)
+    await store.commit(
+        [*(asleep(number, NOW + number) for number in range(500)), *(asleep(n) for n in range(500, 600))]
+    )
+    await store.close()
+    await store.open()
+    assert not store._overlay.entries
+    assert await store.next_due(NOW) == NOW + 1
+    assert ids(await store.query(RunFilter(due_by=NOW + 3))) == [0, 1, 2, 3]
+    assert len(store._overlay.entries) == 4
+    assert not store._overlay.unflushed
+
+
+async def test_a_run_that_is_not_closed_stays_at_hand(open_store: Opener) -> None:
+    """It has ended, and its children have not: what follows needs no query."""
+    repository = MemoryRepository()
+    store = await open_store(flush=QUICK, repository=repository)
+    await store.commit(
+        [[created(1), record(1, 2, Kind.STARTED), record(1, 3, Kind.CHILD_STARTED), record(1, 4, Kind.CANCELLED)]]
+    )
+    await until(lambda: flushed(store))
+    repository.away = away()
+    await store.commit([[record(1, 5, Kind.CLOSED)]])
+    repository.away = None
+    await until(lambda: flushed(store))
+    assert not store._overlay.entries
+    assert ids(await store.query(RunFilter(open=True))) == []
