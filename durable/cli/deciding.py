@@ -1,64 +1,166 @@
 """`durable cancel`, `retry`, `stop` and `resume`: a decision about one run, made while no process executes it.
 
-Law: the rules of `core/decide.py` decide, the store makes the decision durable, and no body runs here: the next application that opens the
-folder acts on it.
+Law: an application decides, so that relatives learn of it in the same commit, but one that has no task: every run waits for its task, and
+no body runs here. The next application that opens the folder acts on what was decided.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from argparse import Namespace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from durable.cli.folder import find_run, opened
-from durable.cli.terminal import complain, escaped
-from durable.clock import SYSTEM_CLOCK
-from durable.config import EngineSettings
-from durable.core.commands import Cancel, Command, Resume, Revive, Suspend
-from durable.core.decide import decide
-from durable.core.run import apply
-from durable.core.status import Status
+from durable.app import Durable
+from durable.cli.folder import check_there, children_of, find_run
+from durable.cli.terminal import children_counted, complain, escaped
+from durable.config import Limits
+from durable.core.query import RunFilter
+from durable.core.run import COORDINATED, Run
+from durable.core.status import ENDED, Status
+from durable.errors import RunNotFoundError, StorageError
+from durable.store.local import LocalStore
+from durable.tasks.handle import Handle
 
-_NEXT = {
-    Status.READY: "it goes on when the next application opens this folder",
-    Status.SUSPENDED: "it waits until `durable resume`",
-    Status.CANCELLED: "its unfinished children are cancelled when the next application opens this folder",
-}
+#: How long a decision, and the cancelling of children after it, may take.
+PATIENCE_SECONDS = 30.0
+LOOK_SECONDS = 0.01
+
+_SILENT = logging.NullHandler()
+
+Action = Callable[[Handle[Any]], Awaitable[None]]
 
 
-async def _command(args: Namespace, command: Command, wanted: Status) -> int:
-    """Have the run decide, and commit what it decided. Raises `TransitionError`, `StoreLockedError`."""
-    async with opened(args.dir, read_only=False) as store:
-        run = await find_run(store, args.run, args.user)
-        records = decide(run, command, SYSTEM_CLOCK.now(), EngineSettings().history_records_max)
-        if records:
-            await store.commit([records])
-            for record in records:
-                apply(run, record)
-    if run.status is not wanted:
-        complain(f"run {run.run_id} has ended as {run.status} already: nothing was changed")
-        return 1
-    changed = "is now" if records else "was already"
-    print(
-        f"run {run.run_id} of task {escaped(run.task)!r} {changed} {run.status}"
-        + (f"; {_NEXT[wanted]}" if records else "")
+@asynccontextmanager
+async def _application(path: str) -> AsyncIterator[tuple[Durable, LocalStore]]:
+    """An application that executes nothing, and its store. Raises `StorageError`, `StoreLockedError`."""
+    # That no module defines the task of a run is said of each run, and is how it is meant here; what fails is raised, too.
+    logging.getLogger("durable").addHandler(_SILENT)
+    store = LocalStore(check_there(path))
+    async with Durable(store, limits=Limits(max_running=1)) as app:
+        yield app, store
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What a decision changed.
+
+    Arguments:
+        before: the run as it was.
+        run: the run as it is now.
+        parent: its parent, if the decision changed that one's status.
+        children: how many children that belong to the run had not ended before.
+        closed: whether everything that was to be cancelled with it is.
+    """
+
+    before: Run
+    run: Run
+    parent: Run | None
+    children: int
+    closed: bool
+
+    @property
+    def changed(self) -> bool:
+        return self.before.status is not self.run.status
+
+
+async def _decide(args: Namespace, action: Action) -> _Decided:
+    """Have the run decide. Raises `TransitionError`, `StoreLockedError`, and `StorageError` where nothing can be written."""
+    async with _application(args.dir) as (app, store):
+        before = await find_run(store, args.run, args.user)
+        parent_id = before.parent_id
+        parent_before = None if parent_id is None else await store.find(parent_id)
+        children = 0
+        async for child in children_of(store, before.run_id):
+            children += child.attached and not child.ended
+        handle = await app.get(before.run_id)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await action(handle)
+        except TimeoutError:
+            detail = store.health().detail or "it is slow"
+            raise StorageError(
+                f"the store takes nothing now ({detail}): see with `durable show` what became of run {before.run_id}"
+            ) from None
+        closed = await _all_closed(store)
+        run = await store.find(before.run_id)
+        parent = None if parent_id is None else await store.find(parent_id)
+    if run is None:
+        raise RunNotFoundError(f"run {before.run_id} is not in the store any more")
+    if parent is not None and parent_before is not None and parent.status is parent_before.status:
+        parent = None
+    return _Decided(before, run, parent, children, closed)
+
+
+async def _all_closed(store: LocalStore) -> bool:
+    """Wait until all runs that have ended are closed; False if that takes too long."""
+    unclosed = RunFilter(status=ENDED, open=True, due_by=0.0, limit=1)
+    for _ in range(round(PATIENCE_SECONDS / LOOK_SECONDS)):
+        if not await store.query(unclosed):
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+    return False
+
+
+def _report(decided: _Decided, *consequences: str) -> None:
+    run = decided.run
+    text = (
+        f"run {run.run_id} of task {escaped(run.task)!r} {'is now' if decided.changed else 'was already'} {run.status}"
     )
-    return 0
+    parent = decided.parent
+    if parent is not None:
+        consequences += (f"its parent {parent.run_id} is now {parent.status}",)
+    print("; ".join((text, *filter(None, consequences))) if decided.changed else text)
 
 
 async def cancel(args: Namespace) -> int:
-    """End a run."""
-    return await _command(args, Cancel(args.reason), Status.CANCELLED)
+    """End a run and the children that belong to it."""
+    decided = await _decide(args, lambda handle: handle.cancel(args.reason))
+    run, children = decided.run, decided.children
+    if run.status is not Status.CANCELLED:
+        complain(f"run {run.run_id} has ended as {run.status} already: nothing was changed")
+        return 1
+    theirs = ""
+    if children and decided.closed:
+        theirs = (
+            "its unfinished child is cancelled too"
+            if children == 1
+            else f"its {children:,} unfinished children are too"
+        )
+    elif children:
+        theirs = (
+            "its unfinished children are being cancelled: the next application that opens this folder goes on with that"
+        )
+    _report(decided, theirs)
+    return 0
 
 
 async def retry(args: Namespace) -> int:
-    """Let a run that failed go on from the step that failed."""
-    return await _command(args, Revive(), Status.READY)
+    """Let a run that failed go on from the step that failed, with the children that failed or were cancelled with it."""
+    decided = await _decide(args, lambda handle: handle.retry())
+    run = decided.run
+    who = "it goes on"
+    if run.status in COORDINATED:
+        who = f"its coordinator, run {run.coordinator_id}, goes on"
+    elif run.status is Status.WAITING_FOR_CHILDREN:
+        who = "its coordinator goes on"
+        if run.unfinished:
+            who = f"{children_counted(run.unfinished)} of it that did not complete {'goes' if run.unfinished == 1 else 'go'} on"
+    _report(decided, f"{who} when the next application opens this folder")
+    return 0
 
 
 async def stop(args: Namespace) -> int:
     """Suspend a run."""
-    return await _command(args, Suspend(args.reason), Status.SUSPENDED)
+    _report(await _decide(args, lambda handle: handle.stop(args.reason)), "it waits until `durable resume`")
+    return 0
 
 
 async def resume(args: Namespace) -> int:
     """Go on with a suspended run."""
-    return await _command(args, Resume(), Status.READY)
+    decided = await _decide(args, lambda handle: handle.resume())
+    _report(decided, "it goes on when the next application opens this folder")
+    return 0

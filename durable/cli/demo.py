@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from durable.cli.demo_pipeline import EFFECTS_VARIABLE
 from durable.cli.demo_screen import Screen, print_counts, print_report
+from durable.cli.demo_terms import EFFECTS_VARIABLE
 from durable.cli.terminal import complain
 from durable.clock import SYSTEM_CLOCK
 

@@ -11,16 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
+from durable.cli.demo_terms import AT_ONCE, EFFECTS_VARIABLE
 from durable.tasks.decorators import step, task
 from durable.tasks.recorded import map as durable_map
 
-#: Names the file outside the engine that steps write to.
-EFFECTS_VARIABLE = "DURABLE_DEMO_EFFECTS"
 BATCHES = 24
-AT_ONCE = 2
 LONGEST_KEPT = 5
 #: Not the library itself: its tests, and what others installed.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -146,11 +143,3 @@ async def measure_library(folder: str) -> Facts:
     batches = await extract(folder)
     parts = await durable_map(transform, batches, limit=AT_ONCE)
     return await load(parts)
-
-
-def ranges(numbers: list[int]) -> str:
-    """`1-5, 7` for [1, 2, 3, 4, 5, 7]."""
-    numbers = sorted(numbers)
-    cuts = [0, *(place for place, (one, two) in enumerate(pairwise(numbers), 1) if two != one + 1), len(numbers)]
-    runs = [numbers[start:end] for start, end in pairwise(cuts) if start < end]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, TextIO
 
-from durable.cli.demo_pipeline import AT_ONCE, ranges
+from durable.cli.demo_terms import AT_ONCE
 from durable.cli.terminal import counted, escaped
 
 BAR_CELLS = 40
@@ -116,3 +116,11 @@ def print_counts(screen: Screen, counts: Mapping[str, Any]) -> None:
         screen.say(f"  {cut_off:>4}  cut off in the middle by the kill: not finished, so run anew")
     screen.say(screen.style(f"  {twice:>4}  steps run twice", "1;31" if twice else "1;32"))
     screen.say(f"counted outside the engine, in a file that each body writes to; all in {counts['seconds']:.1f} s")
+
+
+def ranges(numbers: list[int]) -> str:
+    """`1-5, 7` for [1, 2, 3, 4, 5, 7]."""
+    numbers = sorted(numbers)
+    cuts = [0, *(place for place, (one, two) in enumerate(pairwise(numbers), 1) if two != one + 1), len(numbers)]
+    runs = [numbers[start:end] for start, end in pairwise(cuts) if start < end]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

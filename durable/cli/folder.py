@@ -1,4 +1,4 @@
-"""The folder of a store: opening it to look or to decide, and finding the run that was meant.
+"""The folder of a store: opening it to look, and finding the run that was meant.
 
 Law: a folder that holds no store is refused, never made into one.
 """
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
@@ -18,6 +19,9 @@ from durable.store.local import LocalStore
 
 #: Beside a process that writes, a look may meet half a change: what is wrong is believed when it is seen this often.
 LOOKS_MAX = 5
+
+#: Runs that are read at once.
+PAGE = 500
 
 _PREFIX = re.compile(r"[0-9a-f]{4,31}\Z")
 
@@ -34,12 +38,9 @@ def check_there(path: str) -> str:
 
 
 @asynccontextmanager
-async def opened(path: str, *, read_only: bool) -> AsyncIterator[LocalStore]:
-    """The store in a folder; `read_only` also works beside a process that has it open. Raises `StorageError`."""
-    check_there(path)
-    store = await _open_beside(path) if read_only else LocalStore(path)
-    if not read_only:
-        await store.open()
+async def opened(path: str) -> AsyncIterator[LocalStore]:
+    """The store in a folder, to look at, also beside a process that has it open. Raises `StorageError`."""
+    store = await _open_beside(check_there(path))
     try:
         yield store
     finally:
@@ -79,3 +80,20 @@ async def find_run(store: LocalStore, wanted: str, user: str | None) -> Run:
             f"no run {whose}in {store.path} has the id or key {wanted!r}; durable runs lists them{hint}"
         )
     return run
+
+
+async def pages(store: LocalStore, wanted: RunFilter) -> AsyncIterator[list[Run]]:
+    """All runs that are wanted, a page at a time, in the order of their creation."""
+    wanted = replace(wanted, limit=PAGE)
+    while page := await store.query(wanted):
+        yield page
+        if len(page) < PAGE:
+            return
+        wanted = replace(wanted, after=page[-1].run_id)
+
+
+async def children_of(store: LocalStore, run_id: str) -> AsyncIterator[Run]:
+    """All runs that a run started, returned or has for a coordinator."""
+    async for page in pages(store, RunFilter(parent_id=run_id)):
+        for child in page:
+            yield child

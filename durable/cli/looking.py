@@ -11,8 +11,10 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import AsyncIterator
 
-from durable.cli.folder import find_run, opened
+from durable.cli.family import Family, took
+from durable.cli.folder import find_run, opened, pages
 from durable.cli.terminal import (
+    CELL_CHARACTERS_MAX,
     STORED,
     VALUE_CHARACTERS_MAX,
     call_text,
@@ -24,7 +26,6 @@ from durable.cli.terminal import (
     moment,
     print_table,
     readable,
-    span,
     to_json,
     value_of,
 )
@@ -32,9 +33,9 @@ from durable.cli.timeline import Breath, Outcome, Timeline
 from durable.core.query import RunFilter
 from durable.core.records import Kind, Record
 from durable.core.run import Run
+from durable.core.status import Status
 from durable.tasks.handle import to_event
 
-PAGE = 500
 #: How often a followed store is asked whether its files changed, and after how many such looks it is read in any case.
 FOLLOW_SECONDS = 0.1
 FOLLOW_LOOKS_MAX = 20
@@ -45,7 +46,8 @@ def run_json(run: Run) -> dict[str, object]:
     failure = run.failure or {}
     return {
         "run_id": run.run_id, "task": run.task, "status": run.status.value, "key": run.key, "user": run.user,
-        "version": run.version, "parent_id": run.parent_id, "attempt": run.attempt, "max_attempts": run.max_attempts,
+        "version": run.version, "parent_id": run.parent_id, "coordinator_id": run.coordinator_id,
+        "attempt": run.attempt, "max_attempts": run.max_attempts,
         "recoveries": run.recoveries, "created_at": iso(run.created_at), "started_at": iso(run.started_at),
         "ended_at": iso(run.ended_at), "dead": run.dead, "reason": run.reason, "error_type": failure.get("error_type"),
         "error": failure.get("message"), "last_seq": run.seq,
@@ -55,13 +57,13 @@ def run_json(run: Run) -> dict[str, object]:
 async def runs(args: Namespace) -> int:
     """List runs, the newest first."""
     kept: deque[Run] = deque(maxlen=args.limit)
-    count, after = 0, None
-    async with opened(args.dir, read_only=True) as store:
-        while page := await store.query(
-            RunFilter(status=args.status, task=args.task, user=args.user, after=after, limit=PAGE)
-        ):
+    count = 0
+    async with opened(args.dir) as store:
+        parent_id = None if args.parent is None else (await find_run(store, args.parent, args.user)).run_id
+        wanted = RunFilter(status=args.status, task=args.task, user=args.user, parent_id=parent_id)
+        async for page in pages(store, wanted):
             kept.extend(page)
-            count, after = count + len(page), page[-1].run_id
+            count += len(page)
     if args.json:
         for run in reversed(kept):
             print(to_json(run_json(run)))
@@ -72,7 +74,7 @@ async def runs(args: Namespace) -> int:
             escaped(run.task),
             run.status.value,
             moment(run.created_at),
-            _took(run),
+            took(run),
             clipped(escaped(run.key or "-"), 40),
         )
         for run in reversed(kept)
@@ -82,31 +84,27 @@ async def runs(args: Namespace) -> int:
     if count > len(rows):
         print(f"the newest {len(rows)} of {count:,} runs; --limit {count} shows all")
     elif not rows:
-        print("no runs" if args.status is args.task is args.user is None else "no runs like that")
+        print("no runs" if args.status is args.task is args.user is parent_id is None else "no runs like that")
     return 0
-
-
-def _took(run: Run) -> str:
-    return "-" if run.started_at is None or run.ended_at is None else span(run.ended_at - run.started_at)
-
-
-async def _history(store_path: str, wanted: str, user: str | None) -> tuple[Run, list[Record]]:
-    async with opened(store_path, read_only=True) as store:
-        run = await find_run(store, wanted, user)
-        return run, await store.history(run.run_id)
 
 
 async def show(args: Namespace) -> int:
     """Show one run: what it is, its steps, and where each result came from."""
-    run, records = await _history(args.dir, args.run, args.user)
-    timeline = Timeline.of(records)
+    async with opened(args.dir) as store:
+        run = await find_run(store, args.run, args.user)
+        timeline = Timeline.of(await store.history(run.run_id))
+        family = await Family.of(store, run)
     if args.json:
         steps = [_outcome_json(row) for row in timeline.rows if isinstance(row, Outcome)]
-        print(to_json({**run_json(run), "input": value_of(run.input), "result": value_of(run.result), "steps": steps}))
+        values = {"input": value_of(run.input), _result_name(run): value_of(run.result)}
+        print(to_json({**run_json(run), "result": None, **values, "steps": steps, "children": family.json()}))
         return 0
-    for name, text in _header(run, timeline):
-        print(f"{name:<9} {text}")
+    lines = _header(run, timeline, family)
+    width = max(9, *(len(name) for name, _ in lines))
+    for name, text in lines:
+        print(f"{name:<{width}} {text}")
     _print_steps(timeline)
+    family.print_children()
     failure = run.failure or {}
     if failure.get("traceback"):
         print("\ntraceback")
@@ -115,21 +113,23 @@ async def show(args: Namespace) -> int:
     return 0
 
 
-def _header(run: Run, timeline: Timeline) -> list[tuple[str, str]]:
+def _result_name(run: Run) -> str:
+    """A run that waits for the children in what it returned, or failed by them, has no result."""
+    return "result" if run.status is Status.COMPLETED else "returned"
+
+
+def _header(run: Run, timeline: Timeline, family: Family) -> list[tuple[str, str]]:
     failure = run.failure or {}
     lines = [
         ("run", run.run_id),
         ("task", escaped(run.task) + (f", version {escaped(run.version)}" if run.version else "")),
         ("status", run.status.value + (f": {escaped(run.reason)}" if run.reason else "")),
     ]
-    lines += [
-        (name, escaped(value))
-        for name, value in (("key", run.key), ("user", run.user), ("parent", run.parent_id))
-        if value
-    ]
+    lines += [(name, escaped(value)) for name, value in (("key", run.key), ("user", run.user)) if value]
+    lines += family.header(coordinated=timeline.coordinated)
     lines.append(("created", f"{moment(run.created_at)} UTC"))
     if run.ended_at is not None and run.started_at is not None:
-        lines.append(("ended", f"{moment(run.ended_at)} UTC, {_took(run)} after it began"))
+        lines.append(("ended", f"{moment(run.ended_at)} UTC, {took(run)} after it began"))
     lines.append(("attempt", f"{run.attempt} of {run.max_attempts}"))
     if timeline.recoveries:
         came = counted(timeline.replayed, "finished step") + " came from the log"
@@ -138,7 +138,11 @@ def _header(run: Run, timeline: Timeline) -> list[tuple[str, str]]:
         )
     lines.append(("input", clipped(readable(value_of(run.input)), VALUE_CHARACTERS_MAX)))
     if run.result is not None:
-        lines.append(("result", clipped(readable(value_of(run.result)), VALUE_CHARACTERS_MAX)))
+        name = _result_name(run)
+        most = (
+            VALUE_CHARACTERS_MAX if name == "result" else CELL_CHARACTERS_MAX
+        )  # as a rule there are children in it, shown below
+        lines.append((name, clipped(readable(value_of(run.result)), most)))
     if failure:
         lines.append(("error", escaped(f"{failure.get('error_type')}: {failure.get('message')}")))
     lines.append(
@@ -171,7 +175,7 @@ def _outcome_json(row: Outcome) -> dict[str, object]:
 
 async def events(args: Namespace) -> int:
     """Print the events of a run; with --follow also those to come, until it ends."""
-    async with opened(args.dir, read_only=True) as store:
+    async with opened(args.dir) as store:
         run_id = (await find_run(store, args.run, args.user)).run_id
     async for record in _follow(args.dir, run_id) if args.follow else _recorded(args.dir, run_id):
         if not args.steps and not record.visible:
@@ -209,7 +213,7 @@ def _event_text(record: Record, shown: object) -> str:
 
 
 async def _recorded(path: str, run_id: str) -> AsyncIterator[Record]:
-    async with opened(path, read_only=True) as store:
+    async with opened(path) as store:
         for record in await store.history(run_id):
             yield record
 
@@ -219,7 +223,7 @@ async def _follow(path: str, run_id: str) -> AsyncIterator[Record]:
     after = 0
     while True:
         before = _stamp(path)
-        async with opened(path, read_only=True) as store:
+        async with opened(path) as store:
             records = await store.history(run_id, after)
             run = await store.find(run_id)
         for record in records:

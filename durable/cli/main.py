@@ -65,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--status", type=_statuses, metavar="STATUS[,STATUS]", help=f"of {', '.join(Status)}")
     command.add_argument("--task", help="of this task")
     command.add_argument("--user", help="of this user")
+    command.add_argument("--parent", metavar="RUN", help="that this run returned, awaits or started")
     command.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default 50)")
     command.add_argument("--json", action="store_true", help="a line of JSON for each")
     for name, run, text in (
-        ("show", looking.show, "one run: what it is, its steps, where each result came from"),
+        ("show", looking.show, "one run: what it is, its steps, where each result came from, its children"),
         ("events", looking.events, "the events of a run"),
-        ("cancel", deciding.cancel, "end a run"),
+        ("cancel", deciding.cancel, "end a run and the children that belong to it"),
         ("retry", deciding.retry, "let a run that failed go on from the step that failed"),
         ("stop", deciding.stop, "suspend a run"),
         ("resume", deciding.resume, "go on with a suspended run"),

@@ -85,7 +85,25 @@ def _tagged(tag: str, value: object, path: object) -> str:
             return "{" + ", ".join(f"{_readable(key)}: {_readable(item)}" for key, item in pairs) + "}"
         case "path", [*_, str(text)]:
             return f"Path({text!r})"
+        case "encoded", _:  # a value that was encoded before it became part of this one
+            return _readable(value)
+        case "child", str():
+            return f"<child {escaped(value)}>"
+        case "child", {"task": str(task), "status": str(status), **rest}:
+            return f"<child {task!r} {escaped(status)}{_outcome(rest)}>"
     return f"{escaped(tag)}({_readable(value)})"
+
+
+def _outcome(rest: dict[Any, object]) -> str:
+    """What is stored of a child that ended, besides its status."""
+    match rest:
+        case {"failure": {"error_type": str(kind), "message": str(message)}}:
+            return escaped(f": {kind}: {message}")
+        case {"reason": str(reason)}:
+            return f": {escaped(reason)}"
+        case {"result": dict() as result}:
+            return f": {_readable(result)}"
+    return ""
 
 
 def value_of(payload: bytes | None) -> object:
@@ -141,11 +159,16 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def children_counted(number: int) -> str:
+    """`1 child`, `2 children`."""
+    return "1 child" if number == 1 else f"{number:,} children"
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
     """Print rows under a head, in columns. Cells are expected to be escaped."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def complain(message: str) -> None:

@@ -148,8 +148,14 @@ def _complete(run: Run, command: Complete, now: float) -> list[Record]:
 def _require_body(run: Run, verb: str) -> None:
     """Refuse what only a body at work can do, where the status alone does not tell."""
     if run.asleep or (run.status in JOINING and not run.executing):
-        waits = "it is asleep" if run.asleep else f"it waits for {run.unfinished} children"
+        waits = "it is asleep" if run.asleep else _waiting(run)
         raise TransitionError(f"run {run.run_id} is {run.status}: it cannot {verb}; {waits}")
+
+
+def _waiting(run: Run) -> str:
+    if not run.unfinished:
+        return "its coordinator has not begun"
+    return "it waits for a child" if run.unfinished == 1 else f"it waits for {run.unfinished} children"
 
 
 def _child_ended(run: Run, command: ChildEnded, now: float) -> list[Record]:
@@ -186,7 +192,7 @@ def _failure_of(command: ChildEnded, is_coordinator: bool) -> dict[str, Any]:
 def _coordinate(run: Run, command: Coordinate, now: float) -> list[Record]:
     after(run.status, Verb.COORDINATE, run.run_id)
     if run.unfinished:
-        raise TransitionError(f"run {run.run_id} still waits for {run.unfinished} children")
+        raise TransitionError(f"run {run.run_id} cannot coordinate yet: {_waiting(run)}")
     head = {"coordinator": command.child_id, "children": 1} if command.child_id else None
     return [_record(run, Kind.COORDINATING, now, head)]
 
@@ -240,23 +246,29 @@ def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
 
 
 def _resume(run: Run, command: Resume, now: float) -> list[Record]:
-    after(run.status, Verb.REJOIN if run.returned_seq else Verb.RESUME, run.run_id)
+    coordinates = run.returned_seq and run.status is Status.SUSPENDED
+    after(run.status, Verb.REJOIN if coordinates else Verb.RESUME, run.run_id)
     return [_record(run, Kind.RESUMED, now)]
 
 
 def _revive(run: Run, command: Revive, now: float) -> list[Record]:
-    if not command.by_parent and (run.attached or run.status is Status.CANCELLED):
-        why = (
-            f"it belongs to run {run.parent_id}: retry that"
-            if run.attached
-            else "somebody cancelled it: start a new run"
-        )
+    tried_again = run.ended and run.status is not Status.COMPLETED
+    if tried_again and not command.by_parent and (run.attached or run.status is Status.CANCELLED):
+        why = f"it belongs to run {run.parent_id}: retry that" if run.attached else "somebody cancelled it: start a new run"
         raise TransitionError(f"run {run.run_id} is {run.status}: it cannot retry; {why}")
-    after(run.status, Verb.REJOIN if run.returned_seq else Verb.REVIVE, run.run_id)
+    after(run.status, Verb.REJOIN if tried_again and run.returned_seq else Verb.REVIVE, run.run_id)
+    if not run.closed:
+        raise TransitionError(f"run {run.run_id} cannot retry yet: its children are still being cancelled")
     head: dict[str, Any] = {"reason": "retry"}
     if command.children:
         head["children"] = command.children
-    return [_record(run, Kind.RESUMED, now, head)]
+    resumed = _record(run, Kind.RESUMED, now, head)
+    if not run.returned_seq or run.join or command.children:
+        return [resumed]
+    # Its children had all completed, and nothing follows them: all that it lacked was to say so.
+    completed = _record(run, Kind.COMPLETED, now, payload=run.result)
+    completed.seq += 1
+    return [resumed, completed]
 
 
 def _release(run: Run, command: Release, now: float) -> list[Record]:

@@ -179,7 +179,7 @@ def _suspended(run: Run, record: Record) -> None:
 
 def _resumed(run: Run, record: Record) -> None:
     run.status = _ready(run)
-    run.unfinished = record.head.get("children", 0)
+    run.unfinished = record.head.get("children", 0) if run.returned_seq else 0
     run.reason = None
     run.failure = None
     run.not_before = 0.0
@@ -227,7 +227,6 @@ def _cancelled(run: Run, record: Record) -> None:
 
 def _closed(run: Run, record: Record) -> None:
     run.closed = True
-    run.unfinished = run.awaiting = 0
 
 
 def _children_started(run: Run, record: Record) -> None:
@@ -254,8 +253,9 @@ def _child_ended(run: Run, record: Record) -> None:
 
 def _coordinating(run: Run, record: Record) -> None:
     run.status = Status.WAITING_FOR_ON_CHILDREN_COMPLETE
-    run.coordinator_id = record.head.get("coordinator", run.coordinator_id)
+    run.coordinator_id = record.head.get("coordinator")
     run.unfinished = record.head.get("children", 0)
+    run.join = "task" if run.unfinished else "function"
 
 
 def _asleep(run: Run, record: Record) -> None:

@@ -40,18 +40,20 @@ class Verb(StrEnum):
     FAIL_BY_CHILDREN = "fail by its children"
     FAIL = "fail"
     TIME_OUT = "time_out"
-    RETRY = "retry"
+    RETRY = "begin another attempt"
     RECOVER = "recover"
     SLEEP = "sleep"
     WAKE = "wake"
     RELEASE = "release"
-    SUSPEND = "suspend"
+    SUSPEND = "stop"
     RESUME = "resume"
     CANCEL = "cancel"
-    REVIVE = "revive"
-    REJOIN = "rejoin"
+    REVIVE = "retry"
+    REJOIN = "retry with its family"
 
 
+#: What callers ask for; the other verbs are the engine's.
+_ASKED = frozenset({Verb.SUSPEND, Verb.RESUME, Verb.CANCEL, Verb.REVIVE, Verb.REJOIN})
 #: Statuses in which a run has ended. Only REVIVE and REJOIN lead out of one: a retry.
 ENDED = frozenset(
     {
@@ -118,7 +120,7 @@ def after(status: Status, verb: Verb, run_id: str) -> Status:
     """Return the status that follows, or raise `TransitionError`."""
     following = TRANSITIONS.get((status, verb))
     if following is None:
-        allowed = sorted(v for s, v in TRANSITIONS if s is status)
-        can = f"from there it can only {', '.join(allowed)}" if allowed else "that is its end"
+        allowed = sorted(v for s, v in TRANSITIONS if s is status and v in _ASKED and status is not Status.CANCELLED)
+        can = f"what can be asked of it there: {', '.join(allowed)}" if allowed else "that is its end"
         raise TransitionError(f"run {run_id} is {status}: it cannot {verb}; {can}")
     return following

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from durable.core.commands import Note, Suspend
@@ -46,6 +47,11 @@ class Receivers(Protocol):
         """Hand out what is there."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a signal is being handed out."""
+        ...
+
     def close(self) -> None:
         """The attempt is over."""
         ...
@@ -65,6 +71,7 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
+        "awaited",
         "awoken",
         "body",
         "context",
@@ -106,6 +113,8 @@ class Attempt:
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
+        #: The children that calls wait for.
+        self.awaited: dict[Call, Entry] = {}
         #: Until when the calls that wait for a time wait at most.
         self.deadlines: dict[Call, float] = {}
         self.task_name = run.task
@@ -205,12 +214,18 @@ class Attempt:
         return self.outcome(record, returns)
 
     async def pause(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
-        """A call that only waits, for a time, a signal or a child: where there is nothing else, a closing application need not."""
+        """A call that only waits, for a time or a signal: where there is nothing else, a closing application need not."""
+        with self.pausing():
+            return await self.perform(call, live, returns)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """In this block, a call of the body only waits."""
         self._pausing += 1
         if self._pausing == 1:
             self.services.residence.paused(self.entry)
         try:
-            return await self.perform(call, live, returns)
+            yield
         finally:
             self._pausing -= 1
             if not self._pausing:
@@ -313,8 +328,14 @@ class Attempt:
 
     @property
     def idle(self) -> bool:
-        """Whether the body only waits: for a time, a signal or a child."""
-        return 0 < self._pausing == self.delivery.outstanding - self._watching
+        """Whether the body only waits: for a time, a signal or a child; and nothing that it waits for is on its way."""
+        if not 0 < self._pausing == self.delivery.outstanding - self._watching:
+            return False
+        if self.delivery.delivering or not self.services.pipeline.is_durable(self.entry):
+            return False
+        if any(mailbox.is_busy for mailbox in self.mailboxes.values()):
+            return False
+        return not any(child.run.ended for child in self.awaited.values())
 
     @property
     def wakes_at(self) -> float | None:

@@ -129,6 +129,11 @@ class Delivery:
         self._acted()
         self._arm()
 
+    @property
+    def delivering(self) -> bool:
+        """Whether results wait to be handed back."""
+        return bool(self._live) or self._memo.replaying
+
     def close(self) -> None:
         """The attempt is over."""
         self._turns.disarm(self._watch)

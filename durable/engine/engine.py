@@ -130,13 +130,13 @@ class Engine:
 
         now = self._clock.now()
         due = RunFilter(open=True, due_by=now)
-        entries, left = await load(self._store, table, due, self._limits.max_running, QUEUED_MAX)
+        left = await load(self._store, table, due, self._limits.max_running, QUEUED_MAX)
         residence.open(now, await self._store.next_due(now))
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
         pipeline.open()
         self._state = "open"
-        for entry in entries:
+        for entry in table:
             lifecycle.go_on(entry)
         if left is not None:
             self._bringing = asyncio.create_task(residence.bring(left), name="durable-recovery")
@@ -164,6 +164,7 @@ class Engine:
         if self._bringing is not None:
             self._bringing.cancel()
         await self._residence.close()
+        await self._kinship.stop()
         self._hub.wake_all()
         try:
             await self._stop_bodies()

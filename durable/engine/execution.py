@@ -57,7 +57,7 @@ class Execution(Attempt):
         """A child run that belongs to this one."""
         arguments = task.facts.bind(args, kwargs, task.name)
         call = self.number(task.name, self.identity(args, kwargs))
-        return self.pause(call, lambda: run_child(self, call, task, options, arguments), task.result_hint)
+        return self.perform(call, lambda: run_child(self, call, task, options, arguments), task.result_hint)
 
     async def start_task(
         self, task: TaskDefinition, options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]

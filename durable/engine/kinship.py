@@ -48,6 +48,8 @@ logger = logging.getLogger("durable.engine")
 
 #: Runs that are read at once.
 PAGE = 500
+#: The same where all children of a run are wanted.
+FAMILY_PAGE = 5_000
 
 
 class Kinship:
@@ -187,15 +189,15 @@ class Kinship:
         """The id of a new run."""
         return self.starter.make_id()
 
-    def find(self, run_id: str) -> Entry | None:
-        """The run, if it is loaded."""
-        return self._table.get(run_id)
+    async def load(self, run_id: str) -> Entry | None:
+        """The run, read from the store if need be."""
+        return await self._table.load(run_id)
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""
         missing = {child.run_id for child in children}
         ended: dict[str, Run] = {}
-        async for run in self._pages(RunFilter(parent_id=run_id, limit=PAGE)):
+        async for run in self._pages(RunFilter(parent_id=run_id, limit=FAMILY_PAGE)):
             if run.run_id in missing:
                 ended[run.run_id] = run
         for child in children:
@@ -211,6 +213,14 @@ class Kinship:
             if len(page) < wanted.limit:
                 return
             wanted = replace(wanted, after=page[-1].run_id)
+
+    async def stop(self) -> None:
+        """Close no more runs: the next process finds them not closed."""
+        tasks = list(self._closing.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     # --- closing ----------------------------------------------------------------------------------------------------------------
 

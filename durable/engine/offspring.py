@@ -6,6 +6,7 @@ Law: a run comes into being in the same commit as its parent's record of it: onc
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from durable.core.commands import Command, Note
@@ -84,11 +85,21 @@ class ChildWait:
     async def ended(self) -> Run:
         """Wait for the child's end."""
         assert self.child_id is not None
-        services = self._attempt.services
-        child = services.families.find(self.child_id)
-        if child is not None and child.parent is self._attempt.entry:
+        attempt, services = self._attempt, self._attempt.services
+        child = await patiently(partial(services.families.load, self.child_id))
+        if child is None or child.run.ended:
+            return await self._told()
+        if child.parent is attempt.entry:
             child.on_end = self._on_end
-        return await patiently(lambda: services.host.wait_ended(str(self.child_id)))
+        attempt.awaited[self._call] = child
+        try:
+            with attempt.pausing():
+                return await self._told()
+        finally:
+            del attempt.awaited[self._call]
+
+    async def _told(self) -> Run:
+        return await patiently(partial(self._attempt.services.host.wait_ended, str(self.child_id)))
 
     def _on_end(self, run: Run) -> Command | None:
         """The outcome of the call, to become durable together with the end of the child; None where that cannot be said at once."""

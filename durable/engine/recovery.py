@@ -17,16 +17,14 @@ from durable.store.base import Store
 PAGE = 500
 
 
-async def load(
-    store: Store, table: Table, wanted: RunFilter, slots: int, most: int
-) -> tuple[list[Entry], RunFilter | None]:
+async def load(store: Store, table: Table, wanted: RunFilter, slots: int, most: int) -> RunFilter | None:
     """Read the runs that are wanted; of as many as can begin at once, also the history.
 
     Arguments:
         slots: how many can begin at once.
         most: how many are read here; no more than that at a time.
 
-    Returns what was read, in order, and what is left to read, if anything.
+    Returns what is left to read, if anything.
     """
     entries: list[Entry] = []
     left: RunFilter | None = replace(wanted, limit=PAGE)
@@ -48,4 +46,4 @@ async def load(
         found = await store.histories([entry.run.run_id for entry in some])
         for entry in some:
             entry.history = found.get(entry.run.run_id)
-    return entries, left
+    return left

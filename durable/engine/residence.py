@@ -218,5 +218,5 @@ class Residence:
             if len(page) < wanted.limit:
                 return
             wanted = replace(wanted, after=page[-1].run_id)
-            while self.scheduler.queued > QUEUED_MAX:
+            while self.scheduler.queued > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
                 await asyncio.sleep(QUEUED_SECONDS)

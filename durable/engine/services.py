@@ -54,8 +54,8 @@ class Families(Protocol):
         """The id of a new run."""
         ...
 
-    def find(self, run_id: str) -> Entry | None:
-        """The run, if it is loaded."""
+    async def load(self, run_id: str) -> Entry | None:
+        """The run, read from the store if need be."""
         ...
 
 

@@ -30,15 +30,19 @@ async def run_timer(attempt: Attempt, call: Call, seconds: float) -> Record:
     """Sleep until the recorded time."""
     until = attempt.deadlines[call] = _deadline(attempt, call, Kind.TIMER_SET, seconds, call[0])
     try:
-        while (left := until - attempt.services.clock.now()) > TIMER_SECONDS_MAX:
+        while (left := until - attempt.services.clock.now()) > TIMER_SECONDS_MAX:  # noqa: ASYNC110 - the clock may be set
             await asyncio.sleep(TIMER_SECONDS_MAX)
         await asyncio.sleep(max(0.0, left))
     except asyncio.CancelledError:
+        del attempt.deadlines[call]
         attempt.note_cancelled(call)
         raise
+    try:
+        return await attempt.settle(call, Kind.STEP_COMPLETED, None)
     finally:
-        del attempt.deadlines[call]
-    return await attempt.settle(call, Kind.STEP_COMPLETED, None)
+        del attempt.deadlines[
+            call
+        ]  # not before: a body that is about to get its time back does not wait for anything else
 
 
 async def receive(attempt: Attempt, call: Call, name: str, timeout: float | None) -> Record:
@@ -99,6 +103,11 @@ class Mailbox:
         """Hand out what is there."""
         if self.calls and self._handing_out is None and self._oldest() is not None:
             self._handing_out = asyncio.ensure_future(self._hand_out())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a signal is being handed out."""
+        return self._handing_out is not None
 
     def close(self) -> None:
         """The attempt is over."""

@@ -12,8 +12,9 @@ from itertools import pairwise
 
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Call, Kind, Record
-from durable.core.run import Run, fold
+from durable.core.run import JOINING, Run, apply, fold
 from durable.store.base import Store, Unit
+from durable.testing.kin import family_faults
 
 #: Shows in a run's history that a promise was kept.
 Holds = Callable[[Sequence[Record]], bool]
@@ -37,8 +38,11 @@ class Oracle:
         self.executions: Counter[tuple[str, Call]] = Counter()
         self.violations: list[str] = []
         self.checks = 0
-        self._completed: set[tuple[str, Call]] = set()
-        self._failed: dict[tuple[str, Call], int] = {}
+        #: The runs as their known records make them.
+        self._runs: dict[str, Run] = {}
+        #: Calls of a run's body, and those of its coordinator, which are others: told apart by `Run.returned_seq`.
+        self._completed: set[tuple[str, int, Call]] = set()
+        self._failed: dict[tuple[str, int, Call], int] = {}
         self._sights: dict[tuple[str, int], list[object]] = {}
 
     def blame(self, text: str) -> None:
@@ -64,24 +68,27 @@ class Oracle:
                 )
         elif record.seq == len(known) + 1:
             known.append(record)
+            run = self._runs[record.run_id] = apply(self._runs.get(record.run_id, Run(record.run_id)), record)
             if record.kind is Kind.STEP_COMPLETED:
-                self._completed.add((record.run_id, record.call))
+                self._completed.add((record.run_id, run.returned_seq, record.call))
             elif record.kind is Kind.STEP_FAILED:
-                self._failed[record.run_id, record.call] = record.attempt
+                self._failed[record.run_id, run.returned_seq, record.call] = record.attempt
         else:
             self.blame(f"record {record.seq} of run {record.run_id} {how} after {len(known)}: a gap")
 
     def executed(self, run_id: str, call: Call) -> None:
         """A step's body is about to run."""
         self.executions[run_id, call] += 1
-        known = self.known.get(run_id, ())
-        if not any(record.kind in (Kind.STARTED, Kind.RECOVERED) for record in known):
+        run = self._runs.get(run_id, Run(run_id))
+        if run.started_at is None:
             self.blame(f"step {call} of run {run_id} runs before its attempt is durable")
-        if (run_id, call) in self._completed:
+        if run.status in JOINING and run.unfinished:
+            self.blame(f"step {call} of run {run_id} runs although {run.unfinished} children have not ended")
+        if (run_id, run.returned_seq, call) in self._completed:
             self.blame(f"step {call} of run {run_id} runs again although its result is durable")
-        if known and self._failed.get((run_id, call)) == fold(known).attempt:
+        if self._failed.get((run_id, run.returned_seq, call)) == run.attempt:
             self.blame(f"step {call} of run {run_id} runs again although its failure is durable in this attempt")
-        if known and known[-1].kind in ENDS:
+        if run.ended:
             self.blame(f"step {call} of run {run_id} runs although the run has ended durably")
 
     def sight(self, run_id: str, attempt: int, position: int, value: object) -> None:
@@ -109,8 +116,8 @@ class Oracle:
         histories = {run_id: await store.history(run_id) for run_id in runs}
         for run_id, run in runs.items():
             self._inspect_run(run, histories[run_id])
-        for run in runs.values():
-            self._inspect_family(run, histories)
+        for fault in family_faults(runs, histories):
+            self.blame(fault)
         for run_id, what, holds in self.promises:
             if run_id in histories and not holds(histories[run_id]):
                 self.blame(f"{what} (run {run_id}) was acknowledged, and is lost")
@@ -139,8 +146,9 @@ class Oracle:
         if ends - open_again != run.ended:
             self.blame(f"run {run.run_id} has {ends} ends and {open_again} retries, and is {run.status}")
         for record, following in pairwise(history):
-            if record.kind in ENDS and following.kind not in (Kind.RESUMED, Kind.DISCARDED):
-                self.blame(f"run {run.run_id} goes on with {following} after its end")
+            follows = (Kind.RESUMED, Kind.DISCARDED, *((Kind.CLOSED,) if record.kind in ENDS else ()))
+            if record.kind in (*ENDS, Kind.CLOSED) and following.kind not in follows:
+                self.blame(f"run {run.run_id} goes on with {following} after {record.kind.name}")
         if any(record.kind is Kind.SUSPENDED and "NonDeterminism" in str(record.head) for record in history):
             self.blame(
                 f"run {run.run_id} of {run.task} was parked, although its code is the same: {history[-1].head.get('message')}"
@@ -149,27 +157,14 @@ class Oracle:
         taken.subtract(record.head["unread"] for record in history if "unread" in record.head)
         if any(count > 1 for count in taken.values()):
             self.blame(f"run {run.run_id} took a signal twice: {taken}")
-        calls = Counter((each.call, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt) for each in history
-                        if each.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED))  # fmt: skip
+        calls = Counter(
+            (each.call, each.seq > run.returned_seq, 0 if each.kind is Kind.STEP_COMPLETED else each.attempt)
+            for each in history
+            if each.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED)
+        )
         for call, count in calls.items():
             if count > 1:
                 self.blame(f"run {run.run_id} has {count} results of the call {call}")
-
-    def _inspect_family(self, run: Run, histories: dict[str, list[Record]]) -> None:
-        started: Counter[object] = Counter()
-        for record in histories[run.run_id]:
-            child = record.head.get("child")
-            if child is not None and child not in histories:
-                self.blame(f"record {record.seq} of run {run.run_id} tells of the run {child}, which does not exist")
-            if record.kind is Kind.CHILD_STARTED:
-                started[record.call, record.attempt] += 1
-        for what, count in started.items():
-            if count > 1:
-                self.blame(f"run {run.run_id} started {count} children by the call {what}")
-        if run.parent_id is not None:
-            notes = [each for each in histories.get(run.parent_id, ()) if each.head.get("child") == run.run_id]
-            if not notes or notes[0].batch > histories[run.run_id][0].batch:
-                self.blame(f"run {run.run_id} exists, and its parent {run.parent_id} has no record of it, or later")
 
     def verify(self) -> None:
         """Raise the first broken promise, if there is one."""

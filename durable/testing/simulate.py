@@ -40,7 +40,7 @@ SMALL = Config(
     log=LogSettings(segment_bytes=8192, frame_bytes_max=65536, segment_age_seconds=2.0, low_water_bytes=0),
     payload=PayloadSettings(bytes_max=32768),
     flush=FlushSettings(interval_seconds=0.2, batch_records_max=20, breaker_threshold=2, breaker_open_seconds=1.0),
-    engine=EngineSettings(shutdown_grace_seconds=1.0, cancel_grace_seconds=0.5),
+    engine=EngineSettings(shutdown_grace_seconds=1.0, cancel_grace_seconds=0.5, family_bytes_max=32768),
 )
 
 
@@ -160,12 +160,26 @@ class Life:
         run = await self.app.engine.find_run(run_id)
         if not run.ended:
             raise LogFencedError(f"run {run_id} goes on in the next process")
-        end = next(kind for kind in ENDS if kind.name == run.status.name)
-        self.oracle.promise(
-            run_id, f"end {run.status} with {run.result!r}",
-            lambda records: any(record.kind is end and (record.payload == run.result) for record in records),
-        )  # fmt: skip
+        self._promise_end(run)
         return run
+
+    async def poll(self, run_id: str) -> Run:
+        """Ask the store for a run until it has ended, and return it: the engine does not hear of that."""
+        wait = 0.05
+        while not (run := await self.app.engine.find_run(run_id)).ended:
+            await asyncio.sleep(wait)
+            wait = min(1.5 * wait, 60.0)
+        self._promise_end(run)
+        return run
+
+    def _promise_end(self, run: Run) -> None:
+        payload = run.result if run.status is Status.COMPLETED else None
+        self.oracle.promise(
+            run.run_id, f"end {run.status} with {payload!r}",
+            lambda records: any(
+                each.kind in ENDS and each.at == run.ended_at and (payload is None or each.payload == payload) for each in records
+            ),
+        )  # fmt: skip
 
     async def send(self, run_id: str, name: str, value: object) -> None:
         """Send a signal."""
@@ -226,13 +240,14 @@ class Witness:
     """Notes what one execution of a body sees, in order. Make it first in the body: `saw = Witness(ctx)`."""
 
     def __init__(self, ctx: Context[Any]) -> None:
-        self._life, self._run_id, self._attempt = current_life.get(), ctx.run_id, ctx.attempt
-        self._position = 0
         self._backing: Any = ctx._backing
+        self._life, self._attempt = current_life.get(), ctx.attempt
+        self._run_id = self._backing.origin  # a coordinator sees other things than the body
+        self._position = 0
 
     def __call__(self, value: T) -> T:
         """Note a value that must be the same in every life, and return it."""
-        stopped = self._backing.interrupted or self._backing.entry.run.status is not Status.RUNNING
+        stopped = self._backing.interrupted or not self._backing.entry.run.executing
         if not self._life.over and not stopped:  # what a body sees that is being stopped, it can tell nobody
             self._life.oracle.sight(self._run_id, self._attempt, self._position, value)
             self._position += 1
@@ -326,7 +341,7 @@ class Simulation:
 
     def _open_runs(self) -> str:
         folded = [fold(records) for records in self.oracle.known.values()]
-        return ", ".join(f"{run.task} {run.run_id} is {run.status} at {run.seq}" for run in folded if not run.ended)
+        return ", ".join(f"{run.task} {run.run_id} is {run.status} at {run.seq}" for run in folded if not run.closed)
 
 
 def _close(coroutine: Any) -> str | None:

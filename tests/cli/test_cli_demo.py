@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from durable.cli.demo_pipeline import ranges
+from durable.cli.demo_screen import ranges
 
 
 def test_the_demo_survives_its_kill(tmp_path: Path) -> None:

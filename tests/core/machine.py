@@ -6,6 +6,7 @@ from durable.core.commands import (
     Begin,
     Cancel,
     ChildEnded,
+    Close,
     Command,
     Complete,
     Coordinate,
@@ -78,7 +79,7 @@ PATHS: dict[Status, tuple[Command, ...]] = {
 }
 
 #: How a run comes to a status in which a verb is possible, where the plain way does not lead there: all its children have ended, it is
-#: asleep, it has returned children before it was stopped or cancelled.
+#: asleep, it has returned children before it was stopped or cancelled, it is closed.
 SHAPES: dict[tuple[Status, Verb], tuple[Command, ...]] = {
     (Status.RUNNING, Verb.WAKE): (Begin(), Sleep(60.0)),
     (Status.SUSPENDED, Verb.REJOIN): (*COORDINATING, Suspend("stop")),
@@ -87,7 +88,8 @@ SHAPES: dict[tuple[Status, Verb], tuple[Command, ...]] = {
     (Status.WAITING_FOR_CHILDREN, Verb.FAIL): GATHERED,
     (Status.WAITING_FOR_ON_CHILDREN_COMPLETE, Verb.WAKE): (*COORDINATING, Sleep(60.0)),
     (Status.WAITING_FOR_ON_CHILDREN_COMPLETE, Verb.FAIL_BY_CHILDREN): (*COORDINATING, Complete(b'"more"', 2)),
-    (Status.CANCELLED, Verb.REJOIN): (*RETURNED, Cancel("enough")),
+    (Status.CHILDREN_FAILED, Verb.REJOIN): (*RETURNED, CHILD_BROKE, Close()),
+    (Status.CANCELLED, Verb.REJOIN): (*RETURNED, Cancel("enough"), Close()),
 }
 #: Verbs that another command than usual asks for, from there.
 ASKED_BY: dict[tuple[Status, Verb], Command] = {

@@ -26,7 +26,6 @@ from durable.core.commands import (
     Suspend,
     Wake,
 )
-from durable.core.react import REACTIONS, Effect
 from durable.core.records import Kind, Record
 from durable.core.retry import Retry
 from durable.core.run import Run, fold
@@ -255,7 +254,7 @@ def test_news_of_a_child_to_a_run_that_does_not_wait_change_nothing(
 def test_a_coordinator_begins_when_all_children_have_ended() -> None:
     """Not before; and then the run has a body at work again, that records its calls."""
     run = lived(*RETURNED, CHILD_DONE)
-    refused(run, Coordinate(), f"{RUN_ID} still waits for 1 children")
+    refused(run, Coordinate(), f"{RUN_ID} cannot coordinate yet: it waits for a child$")
     give(run, CHILD_DONE)
     (record,) = give(run, Coordinate())
     assert (record.kind, record.head) == (Kind.COORDINATING, {})
@@ -388,9 +387,20 @@ def test_a_run_that_only_waits_has_no_body_to_do_anything(
     refused(run, Receive("a", CALL, {}), "its body can receive nothing more")
 
 
-def test_a_refusal_says_how_many_children_are_waited_for() -> None:
-    """The number tells a waiting run from one that hangs."""
-    refused(lived(*NESTED), Complete(b"1"), "it cannot complete; it waits for 2 children")
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        (NESTED, "it waits for 2 children"),
+        (BY_TASK, "it waits for a child"),
+        (RETURNED, "it waits for 2 children"),
+        (GATHERED, "its coordinator has not begun"),
+    ],
+    ids=["nested", "task", "waiting", "all ended"],
+)
+def test_a_refusal_says_what_is_waited_for(path: tuple[Command, ...], what: str) -> None:
+    """The number tells a waiting run from one that hangs; where all children have ended there is none to wait for."""
+    run = lived(*path)
+    refused(run, Complete(b"1"), f"^run {RUN_ID} is {run.status}: it cannot complete; {what}$")
 
 
 def test_a_coordinator_that_is_a_task_is_a_run_of_its_own() -> None:
@@ -422,6 +432,18 @@ def test_a_coordinator_task_that_fails_ends_the_run(lenient: bool) -> None:
     assert (run.status, run.unfinished, run.closed) == (BROKEN, 0, True)
     assert run.failure is not None
     assert run.failure["message"] == "coordinator k (task 'combine') is failed: no such page"
+
+
+def test_a_coordinator_that_has_become_a_task_gives_its_result() -> None:
+    """The code may change while the children are at work: what was begun is what counts."""
+    run = lived(*GATHERED, Coordinate("k"), COORDINATOR_DONE)
+    assert (run.status, run.result) == (Status.COMPLETED, b'"report"')
+
+
+def test_a_coordinator_that_is_no_task_any_more_gives_its_result() -> None:
+    """Its own children end it, and their results are not its result."""
+    run = lived(*BY_TASK[:-1], Coordinate(), Complete(b'"more"', 1), CHILD_DONE)
+    assert (run.status, run.result) == (Status.COMPLETED, b'"more"')
 
 
 # --- asleep --------------------------------------------------------------------------------------------------------------------------
@@ -535,10 +557,12 @@ OPEN_ENDS: dict[str, tuple[Command, ...]] = {
 def test_a_run_with_open_children_is_closed_once(path: tuple[Command, ...]) -> None:
     """It has ended, and stays due until its children have too; then nothing is left of it to see to."""
     run = lived(*path)
-    status = run.status
+    status, unfinished, awaiting = run.status, run.unfinished, run.awaiting
     assert (run.ended, run.closed, run.due) == (True, False, 0.0)
+    assert unfinished + awaiting > 0
     assert kinds(give(run, Close())) == [Kind.CLOSED]
-    assert (run.status, run.closed, run.due, run.unfinished, run.awaiting) == (status, True, None, 0, 0)
+    assert (run.status, run.closed, run.due) == (status, True, None)
+    assert (run.unfinished, run.awaiting) == (unfinished, awaiting), "what was open at its end is still told"
     assert give(run, Close()) == []
 
 
@@ -607,13 +631,34 @@ def test_a_failed_coordinator_is_revived_as_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("end", "status"), [(COORDINATOR_DONE, Status.COMPLETED), (COORDINATOR_BROKE, BROKEN)], ids=["well", "badly"]
+)
+def test_a_coordinator_task_is_tried_again_as_the_coordinator(end: ChildEnded, status: Status) -> None:
+    """Its run is found again by its id, and what it comes to now is what the run comes to."""
+    run = lived(*BY_TASK, COORDINATOR_BROKE)
+    assert run.coordinator_id == "k"
+    give(run, Revive(), Coordinate("k"))
+    assert (run.status, run.unfinished, run.due) == (COORDINATED, 1, None)
+    assert kinds(give(run, end))[0] is Kind.CHILD_ENDED
+    assert (run.status, run.closed) == (status, True)
+
+
+def test_a_coordinator_that_is_no_task_any_more_is_tried_again_without_its_run() -> None:
+    """The code has changed in between: the run of the last life coordinates nothing now, and a second retry does not look for it."""
+    run = lived(*BY_TASK, COORDINATOR_BROKE, Revive(), Coordinate())
+    assert (run.status, run.coordinator_id, run.executing) == (COORDINATED, None, True)
+    give(run, Complete(b'"report"'))
+    assert (run.status, run.result) == (Status.COMPLETED, b'"report"')
+
+
+@pytest.mark.parametrize(
     ("path", "status"),
     [((), Status.READY), ((Begin(),), Status.READY), (RETURNED, WAITING), (COORDINATING, WAITING)],
     ids=["new", "running", "waiting", "coordinating"],
 )
 def test_a_run_that_its_parent_cancelled_comes_back_with_it(path: tuple[Command, ...], status: Status) -> None:
     """Cancelled with its family, tried again with its family: from its body, or from its children."""
-    run = lived(*path, Cancel("its parent failed"), parent_id="p", attached=True)
+    run = lived(*path, Cancel("its parent failed"), Close(), parent_id="p", attached=True)
     refused(run, Revive(), "it belongs to run p: retry that")
     give(run, Revive(by_parent=True))
     assert (run.status, run.reason, run.closed) == (status, None, False)
@@ -624,7 +669,7 @@ def test_a_run_that_belongs_to_another_is_not_revived_alone(status: Status) -> N
     """Its parent has ended by it: only the parent can be tried again, and takes it along."""
     run = made(status, parent_id="p", attached=True)
     refused(run, Revive(), f"{RUN_ID} is {status}: it cannot retry; it belongs to run p: retry that")
-    give(run, Revive(by_parent=True))
+    give(run, Close(), Revive(by_parent=True))
     assert not run.ended
 
 
@@ -644,10 +689,126 @@ def test_success_is_not_revived(by_parent: bool) -> None:
 @pytest.mark.parametrize("path", [PATHS[Status.CHILDREN_FAILED], PATHS[BROKEN]], ids=["children", "coordinator"])
 def test_a_failed_family_is_a_dead_letter(path: tuple[Command, ...]) -> None:
     """It is on the list until it is discarded, and can still be tried again."""
-    run = lived(*path, Discard())
+    run = lived(*path, Discard(), Close())
     assert (run.dead, run.ended) == (False, True)
     give(run, Revive(children=1))
     assert run.status is WAITING
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for name, path in OPEN_ENDS.items() if not name.startswith("completed")],
+    ids=[name for name in OPEN_ENDS if not name.startswith("completed")],
+)
+@pytest.mark.parametrize("discard", [False, True])
+def test_a_run_is_not_revived_before_it_is_closed(path: tuple[Command, ...], discard: bool) -> None:
+    """The end of a sibling that was cancelled for the first failure would fail the revived run again."""
+    run = lived(*path, parent_id="p", attached=True)
+    if discard and run.dead:
+        give(run, Discard())
+    again = Revive(children=1, by_parent=True)
+    refused(run, again, f"^run {RUN_ID} cannot retry yet: its children are still being cancelled$")
+    give(run, Close(), again)
+    assert (run.ended, run.closed) == (False, False)
+
+
+def test_a_run_that_belongs_to_nobody_is_closed_before_it_is_revived_too() -> None:
+    """Whoever asks: the refusal is for what is open, not for who asks."""
+    run = lived(*RETURNED, CHILD_BROKE)
+    refused(run, Revive(children=1), f"{RUN_ID} cannot retry yet: its children are still being cancelled")
+    give(run, Close(), Revive(children=1))
+    assert run.status is WAITING
+
+
+@pytest.mark.parametrize(
+    ("path", "again", "due"),
+    [((*RETURNED, CHILD_BROKE), 2, None), ((*NESTED, CHILD_BROKE), 0, 0.0)],
+    ids=["children", "children of the coordinator"],
+)
+def test_what_was_open_in_the_last_life_is_not_waited_for(
+    path: tuple[Command, ...], again: int, due: float | None
+) -> None:
+    """A revived run counts the children that are tried again with it, and none of those that its end had left open."""
+    run = lived(*path, Close())
+    assert run.unfinished == 1
+    give(run, Revive(children=again))
+    assert (run.status, run.unfinished, run.due) == (WAITING, again, due)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        PATHS[Status.FAILED],
+        PATHS[Status.CHILDREN_FAILED],
+        SHAPES[Status.CHILDREN_FAILED, Verb.REJOIN],
+        PATHS[BROKEN],
+        PATHS[Status.CANCELLED],
+        SHAPES[Status.CANCELLED, Verb.REJOIN],
+        PATHS[Status.COMPLETED],
+        (*COORDINATING, Complete(b"1")),
+    ],
+    ids=[
+        "failed",
+        "children",
+        "children, closed",
+        "coordinator",
+        "cancelled",
+        "family",
+        "completed",
+        "completed family",
+    ],
+)
+def test_resuming_is_for_runs_that_were_stopped(path: tuple[Command, ...]) -> None:
+    """A run that ended is not brought back by `resume`: that is for `retry`, which has its own refusals."""
+    run = lived(*path, parent_id="p", attached=True)
+    refused(run, Resume(), f"{RUN_ID} is {run.status}: it cannot resume; ")
+
+
+@pytest.mark.parametrize("by_parent", [False, True])
+@pytest.mark.parametrize("path", [(*COORDINATING, Suspend()), (Begin(), Suspend())], ids=["coordinator", "body"])
+def test_reviving_is_for_runs_that_ended(path: tuple[Command, ...], by_parent: bool) -> None:
+    """A stopped run is resumed; a retry of it would make up children and, later, an attempt."""
+    refused(lived(*path), Revive(children=2, by_parent=by_parent), f"{RUN_ID} is suspended: it cannot retry; ")
+
+
+def test_a_run_that_returned_nothing_waits_for_no_children() -> None:
+    """Children that it awaits are its body's: they are not counted, and do not keep it open after its end."""
+    run = lived(Begin(), DEAD_END, Revive(children=1), Begin(), Complete(b"1"))
+    assert (run.unfinished, run.closed) == (0, True)
+
+
+def test_a_family_whose_children_had_all_ended_completes_when_it_is_revived() -> None:
+    """A child that ended between its parent's cancel and its own went well: nothing is left to wait for, and nobody would end the run."""
+    run = lived(Begin(), Complete(b'"value"', 1), Cancel("its parent failed"), Close(), parent_id="p", attached=True)
+    before = run.seq
+    resumed, end = give(run, Revive(children=0, by_parent=True), now=70.0)
+    assert (resumed.kind, resumed.seq, resumed.head) == (Kind.RESUMED, before + 1, {"reason": "retry"})
+    assert (end.kind, end.seq, end.payload) == (Kind.COMPLETED, before + 2, b'"value"')
+    assert (run.status, run.result, run.closed, run.ended_at, run.reason, run.due) == (
+        Status.COMPLETED,
+        b'"value"',
+        True,
+        70.0,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(("join", "children"), [("", 1), ("function", 0), ("task", 0), ("function", 1)])
+def test_a_revived_family_that_lacks_something_waits_for_it(join: str, children: int) -> None:
+    """With a child to try again, or a coordinator to come, a revival is not the end."""
+    run = lived(Begin(), Complete(b'"value"', 1, join), Cancel(), Close())  # type: ignore[arg-type]
+    assert kinds(give(run, Revive(children, by_parent=True))) == [Kind.RESUMED]
+    assert (run.status, run.unfinished, run.due) == (WAITING, children, None if children else 0.0)
+
+
+def test_children_awaited_before_a_revival_are_counted_once() -> None:
+    """A child that ended well while its parent was failing hands its outcome to the call that finds it again."""
+    run = lived(Begin(), Note(Kind.CHILD_STARTED, CALL), DEAD_END, Close(), Revive(), Begin())
+    give(run, Note(Kind.STEP_COMPLETED, CALL, b"1", {"awaited": "c1"}))
+    assert run.awaiting == 0
+    give(run, Note(Kind.CHILD_STARTED, ("other", b"", 0)), Complete(b"1"))
+    assert not run.closed, "the other child is still open"
 
 
 # --- every status --------------------------------------------------------------------------------------------------------------------
@@ -735,90 +896,3 @@ def test_belonging_and_joining_are_recorded_with_the_start() -> None:
     (record,) = give(Run(RUN_ID), Create("crawl", b"1", parent_id="p", attached=True, joined=True, depth=2))
     assert record.head == {"parent": "p", "attached": True, "joined": True, "depth": 2}
     assert (made().joined, made().depth) == (False, 0)
-
-
-# --- faults of the core --------------------------------------------------------------------------------------------------------------
-
-
-def fault(reason: str) -> pytest.MarkDecorator:
-    """What the core does wrong today: the test shows what should be, and says so once it is."""
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
-@fault("_resume asks for REJOIN from any status where something was returned")
-@pytest.mark.parametrize(
-    "path",
-    [PATHS[Status.CHILDREN_FAILED], PATHS[BROKEN], SHAPES[Status.CANCELLED, Verb.REJOIN]],
-    ids=["children", "coordinator", "cancelled"],
-)
-def test_resuming_is_for_runs_that_were_stopped(path: tuple[Command, ...]) -> None:
-    """A run that ended is not brought back by `resume`: that is for `retry`, which has its own refusals."""
-    refused(lived(*path, parent_id="p", attached=True), Resume(), "it cannot resume")
-
-
-@fault("_revive asks for REJOIN, which the table has for suspended runs")
-def test_reviving_is_for_runs_that_ended() -> None:
-    """A stopped coordinator is resumed; a retry of it would make up children and, later, an attempt."""
-    refused(lived(*COORDINATING, Suspend()), Revive(children=2), "it cannot")
-
-
-@fault("_resumed sets `unfinished` also where nothing was returned")
-def test_a_run_that_returned_nothing_waits_for_no_children() -> None:
-    """Children that it awaits are its body's: they are not counted, and do not keep it open after its end."""
-    run = lived(Begin(), DEAD_END, Revive(children=1), Begin(), Complete(b"1"))
-    assert (run.unfinished, run.closed) == (0, True)
-
-
-@fault("REJOIN without children and without coordinator leads to a wait for nothing")
-def test_a_revived_run_that_waits_for_nobody_can_go_on() -> None:
-    """With no child to try again and no coordinator there is nothing that could ever end the run: it has to be refused."""
-    run = lived(Begin(), Complete(b"1", 1), CHILD_BROKE)
-    refused(run, Revive(children=0), "it cannot")
-
-
-@fault("_coordinate does not look at `join`")
-@pytest.mark.parametrize(
-    ("join", "command"), [("task", Coordinate()), ("function", Coordinate("k"))], ids=["task", "function"]
-)
-def test_a_coordinator_begins_as_what_it_is(join: str, command: Command) -> None:
-    """A task has a run, a function has none; the other way round the run's result would be the wrong one."""
-    refused(lived(Begin(), Complete(b"1", 1, join), CHILD_DONE), command, "coordinator")  # type: ignore[arg-type]
-
-
-@fault("_closed forgets the awaited children, and their outcomes are counted after a revival")
-def test_children_awaited_before_a_revival_are_counted_once() -> None:
-    """A child that is tried again with its parent hands its outcome to the call that had started it."""
-    run = lived(Begin(), Note(Kind.CHILD_STARTED, CALL), DEAD_END, Close(), Revive(), Begin())
-    give(run, Note(Kind.STEP_COMPLETED, CALL, b"1", {"awaited": "c1"}))
-    assert run.awaiting == 0
-    give(run, Note(Kind.CHILD_STARTED, ("other", b"", 0)), Complete(b"1"))
-    assert not run.closed, "the other child is still open"
-
-
-@fault("the end of a revived coordinator task is taken for that of a child")
-def test_a_coordinator_task_that_is_tried_again_is_still_the_coordinator() -> None:
-    """Its failure is the coordinator's, not a child's."""
-    run = lived(*BY_TASK, COORDINATOR_BROKE, Revive(children=1), COORDINATOR_BROKE)
-    assert run.status is BROKEN
-
-
-@fault("a run can be revived while children of its last life are still being cancelled")
-def test_a_run_is_not_revived_before_it_is_closed() -> None:
-    """The end of a sibling that was cancelled for the first failure would fail the revived run again."""
-    refused(lived(*RETURNED, CHILD_BROKE), Revive(children=1), "it cannot")
-
-
-@fault("nothing follows from a return, or a child's end, that makes it the coordinator's turn")
-@pytest.mark.parametrize("path", [(Begin(), Complete(b"1", 0, "function")), GATHERED], ids=["no children", "all ended"])
-def test_what_makes_it_the_coordinators_turn_schedules_it(path: tuple[Command, ...]) -> None:
-    """Nothing acts on a record except by an effect: the run is due, so its last record has to say so."""
-    run = lived(*path[:-1])
-    record = give(run, path[-1])[-1]
-    assert run.due == 0.0
-    assert Effect.SCHEDULE in REACTIONS[record.kind]
-
-
-@fault("the message of _require_body counts children that are not there")
-def test_a_refusal_does_not_wait_for_no_children() -> None:
-    """A run whose coordinator has not begun waits for that, not for `0 children`."""
-    refused(lived(*GATHERED), Complete(b"1"), r"^(?!.*waits for 0 children)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,3 +131,67 @@ def test_approval_waits_over_a_restart(tmp_path: Path, answer: str, end: str) ->
     """The decision comes from another process than the request, and what was reserved before is not reserved again."""
     assert run(tmp_path, "approval", "request", "expense-7", "250") == "reserving 250\nexpense-7 is waiting\n"
     assert run(tmp_path, "approval", "decide", "expense-7", answer) == f"reservation of 250: {end}\n"
+
+
+# --- families -------------------------------------------------------------------------------------------------------------------
+
+
+def test_file_upload_goes_on_with_its_children(tmp_path: Path) -> None:
+    """Killed when the file is stored; what was made by then is not made again, and the family is complete."""
+    (tmp_path / "file.txt").write_text("# The title\n\nsome words\n")
+    killed(tmp_path, "file_upload", "file.txt", after=1)
+    out = run(tmp_path, "file_upload", "file.txt").splitlines()
+    assert out[-4:-2] == ["title:   The title", "summary: 3 lines, 5 words, the longest: title, words, some"]
+    assert [line.split()[2:] for line in out[-2:]] == [
+        ["ran", "extract_file_title:", "completed"],
+        ["ran", "summarize_file:", "completed"],
+    ]
+    assert (tmp_path / "uploads" / "file.txt").read_bytes() == (tmp_path / "file.txt").read_bytes()
+    assert run(tmp_path, "file_upload", "file.txt").splitlines() == out[-4:], "the next start finds the same family"
+
+
+def test_task_tree_shows_its_family(tmp_path: Path) -> None:
+    """The greetings in the order of the tree, and every run of it."""
+    out = run(tmp_path, "task_tree").splitlines()
+    assert [line.split()[3].rstrip(",") for line in out[1:8]] == ["A", "A1", "A2", "A3", "B1", "B2", "B3"]
+    assert out[0] == "Hello from root task, world!"
+    assert len(out[10:]) == 9 and all(line.endswith(" completed") for line in out[10:])
+
+
+def test_recursive_count_counts_its_runs(tmp_path: Path) -> None:
+    """As deep as it is told."""
+    out = run(tmp_path, "recursive_count").splitlines()
+    assert out[0] == "count: 10" and len(out[2:]) == 10 and all(line.endswith("  completed") for line in out[2:])
+    assert run(tmp_path, "recursive_count", "99").startswith("count: 100\n")
+
+
+@pytest.mark.parametrize("after", [0, 4])
+def test_polling_places_each_order_once(tmp_path: Path, after: int) -> None:
+    """Both ways find what they wait for, also when the process is killed between two looks."""
+    if after:
+        before = killed(tmp_path, "polling", after=after)
+        assert before[1] == "ordered first-film"
+    out = run(tmp_path, "polling").splitlines()
+    assert {"first-film.mp4", "second-film.mp4"} <= set(out)
+    assert out.count("ordered first-film") == (0 if after else 1)
+    assert re.fullmatch(r"it took [2-9] runs, each the child of the one before", out[-1])
+
+
+def test_webhook_ends_the_wait(tmp_path: Path) -> None:
+    """The order waits for its children, one of which waits for the call."""
+    out = run(tmp_path, "webhook").splitlines()
+    assert "the order waits for 2 children" in out
+    assert '" 204' in out[-3] + out[-2] + out[-1]
+    assert "2 x tea shipped, 12 paid" in out
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_map_items_goes_on_with_what_is_left(tmp_path: Path, after: int) -> None:
+    """Ten thousand items, each recorded once, also when the process is killed in between."""
+    if after:
+        killed(tmp_path, "map_items", after=after)
+    out = run(tmp_path, "map_items").splitlines()
+    assert "6,171 needs most steps: 261" in out
+    assert after or re.fullmatch(r"10,000 items in .* s: [0-9,]+ a second, each durable", out[-1])
+    recorded = Counter(event["name"] for event in events(tmp_path, "collatz-10000-100"))
+    assert (recorded["step:completed"], recorded["progress"]) == (10_000, 10)

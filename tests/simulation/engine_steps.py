@@ -28,11 +28,11 @@ class Token:
     execution: int
 
 
-def simulated(function: Any = None, /, **options: Any) -> Any:
+def simulated(function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
     """A task with a name that no other test's task has."""
 
     def decorate(body: Any) -> Any:
-        return durable.task(name=f"sim.{body.__name__}", **options)(body)
+        return durable.task(name=name or f"sim.{body.__name__}", **options)(body)
 
     return decorate if function is None else decorate(function)
 

@@ -108,6 +108,7 @@ async def _settle(life: Life) -> None:
             elif run.task_name == "sim.endless":
                 await life.cancel(run.run_id)
             await life.wait(run.run_id)
+        await asyncio.sleep(0.1)  # an end is told before the run is closed
 
 
 async def _look(life: Life) -> None:
