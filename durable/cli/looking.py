@@ -193,7 +193,7 @@ async def events(args: Namespace) -> int:
         else:
             shown = "" if event.data is None or event.data == {} else clipped(_event_text(record, event.data), 200)
             name = escaped(event.name)
-            print(f"{event.seq:>5}  {clock_time(record.at)}  {name:<14}  {shown}".rstrip(), flush=args.follow)
+            print(f"{event.seq:>5}  {clock_time(record.at)}  {name:<16}  {shown}".rstrip(), flush=args.follow)
     return 0
 
 

@@ -158,8 +158,8 @@ class Timeline:
             case Kind.CHILDREN_STARTED:
                 text = f"{when} {self._return(record)}"
             case Kind.COORDINATING if "coordinator" in head:
-                self.coordinated, self._coordinator_id = True, head["coordinator"]
-                text = f"{when} the coordinator began, as run {escaped(str(self._coordinator_id))}"
+                again, self.coordinated, self._coordinator_id = self.coordinated, True, head["coordinator"]
+                text = f"{when} the coordinator {'is tried again' if again else 'began'}, as run {escaped(str(self._coordinator_id))}"
             case Kind.COORDINATING:
                 text = f"{when} {self._begin(record)}"
                 self.coordinated = True

@@ -238,7 +238,7 @@ def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
         return []
     after(run.status, Verb.SUSPEND, run.run_id)
     if run.status in COORDINATED and not run.asleep:
-        _require_body(run, "suspend")
+        _require_body(run, "stop")
     head = command.failure.head() if command.failure is not None else {}
     if command.reason:
         head["reason"] = command.reason
@@ -254,11 +254,19 @@ def _resume(run: Run, command: Resume, now: float) -> list[Record]:
 def _revive(run: Run, command: Revive, now: float) -> list[Record]:
     tried_again = run.ended and run.status is not Status.COMPLETED
     if tried_again and not command.by_parent and (run.attached or run.status is Status.CANCELLED):
-        why = f"it belongs to run {run.parent_id}: retry that" if run.attached else "somebody cancelled it: start a new run"
+        why = (
+            f"it belongs to run {run.parent_id}: retry that"
+            if run.attached
+            else "somebody cancelled it: start a new run"
+        )
         raise TransitionError(f"run {run.run_id} is {run.status}: it cannot retry; {why}")
     after(run.status, Verb.REJOIN if tried_again and run.returned_seq else Verb.REVIVE, run.run_id)
     if not run.closed:
-        raise TransitionError(f"run {run.run_id} cannot retry yet: its children are still being cancelled")
+        raise TransitionError(
+            f"run {run.run_id} is {run.status}: it cannot retry yet; its children are still being cancelled"
+        )
+    if run.status is Status.CHILDREN_FAILED and not command.children:
+        raise TransitionError(f"run {run.run_id} is {run.status}: it cannot retry without the children that failed")
     head: dict[str, Any] = {"reason": "retry"}
     if command.children:
         head["children"] = command.children
@@ -266,8 +274,9 @@ def _revive(run: Run, command: Revive, now: float) -> list[Record]:
     if not run.returned_seq or run.join or command.children:
         return [resumed]
     # Its children had all completed, and nothing follows them: all that it lacked was to say so.
+    after(Status.WAITING_FOR_CHILDREN, Verb.COMPLETE, run.run_id)
     completed = _record(run, Kind.COMPLETED, now, payload=run.result)
-    completed.seq += 1
+    completed.seq, completed.attempt = completed.seq + 1, run.attempt + 1
     return [resumed, completed]
 
 

@@ -53,7 +53,13 @@ class Verb(StrEnum):
 
 
 #: What callers ask for; the other verbs are the engine's.
-_ASKED = frozenset({Verb.SUSPEND, Verb.RESUME, Verb.CANCEL, Verb.REVIVE, Verb.REJOIN})
+_ASKED = {
+    Verb.SUSPEND: "stop", Verb.RESUME: "resume", Verb.CANCEL: "cancel", Verb.REVIVE: "retry", Verb.REJOIN: "retry",
+}  # fmt: skip
+#: What nobody asks for: it follows from a resume, or from the retry of a parent.
+_BY_ITSELF = frozenset(
+    {(Status.SUSPENDED, Verb.REJOIN), (Status.CANCELLED, Verb.REVIVE), (Status.CANCELLED, Verb.REJOIN)}
+)
 #: Statuses in which a run has ended. Only REVIVE and REJOIN lead out of one: a retry.
 ENDED = frozenset(
     {
@@ -120,7 +126,7 @@ def after(status: Status, verb: Verb, run_id: str) -> Status:
     """Return the status that follows, or raise `TransitionError`."""
     following = TRANSITIONS.get((status, verb))
     if following is None:
-        allowed = sorted(v for s, v in TRANSITIONS if s is status and v in _ASKED and status is not Status.CANCELLED)
+        allowed = sorted(_ASKED[v] for s, v in TRANSITIONS if s is status and v in _ASKED and (s, v) not in _BY_ITSELF)
         can = f"what can be asked of it there: {', '.join(allowed)}" if allowed else "that is its end"
         raise TransitionError(f"run {run_id} is {status}: it cannot {verb}; {can}")
     return following

@@ -124,7 +124,10 @@ def _numbers(run: Run, children: Sequence[Run], histories: Histories) -> Iterato
                 yield f"record {record.seq} of run {run.run_id} starts {record.head} children, {born[record.batch]} are there"
         if record.kind is Kind.COORDINATING:
             for child in (child for child in children if child.run_id != record.head.get("coordinator")):
-                if not _ended_by(histories[child.run_id], record.batch) and histories[child.run_id][0].batch < record.batch:
+                if (
+                    not _ended_by(histories[child.run_id], record.batch)
+                    and histories[child.run_id][0].batch < record.batch
+                ):
                     yield f"the coordinator of run {run.run_id} began in unit {record.batch} before {child.run_id} had ended"
     if run.status in COORDINATED and run.join == "task" and run.coordinator_id not in histories:
         yield f"run {run.run_id} waits for its coordinator {run.coordinator_id}, which does not exist"

@@ -669,7 +669,10 @@ def test_a_run_that_belongs_to_another_is_not_revived_alone(status: Status) -> N
     """Its parent has ended by it: only the parent can be tried again, and takes it along."""
     run = made(status, parent_id="p", attached=True)
     refused(run, Revive(), f"{RUN_ID} is {status}: it cannot retry; it belongs to run p: retry that")
-    give(run, Close(), Revive(by_parent=True))
+    give(run, Close())
+    if status is Status.CHILDREN_FAILED:
+        refused(run, Revive(by_parent=True), "it cannot retry without the children that failed")
+    give(run, Revive(int(status is Status.CHILDREN_FAILED), by_parent=True))
     assert not run.ended
 
 
@@ -707,7 +710,7 @@ def test_a_run_is_not_revived_before_it_is_closed(path: tuple[Command, ...], dis
     if discard and run.dead:
         give(run, Discard())
     again = Revive(children=1, by_parent=True)
-    refused(run, again, f"^run {RUN_ID} cannot retry yet: its children are still being cancelled$")
+    refused(run, again, f"^run {RUN_ID} is {run.status}: it cannot retry yet; its children are still being cancelled$")
     give(run, Close(), again)
     assert (run.ended, run.closed) == (False, False)
 
@@ -715,7 +718,11 @@ def test_a_run_is_not_revived_before_it_is_closed(path: tuple[Command, ...], dis
 def test_a_run_that_belongs_to_nobody_is_closed_before_it_is_revived_too() -> None:
     """Whoever asks: the refusal is for what is open, not for who asks."""
     run = lived(*RETURNED, CHILD_BROKE)
-    refused(run, Revive(children=1), f"{RUN_ID} cannot retry yet: its children are still being cancelled")
+    refused(
+        run,
+        Revive(children=1),
+        f"{RUN_ID} is children_failed: it cannot retry yet; its children are still being cancelled",
+    )
     give(run, Close(), Revive(children=1))
     assert run.status is WAITING
 

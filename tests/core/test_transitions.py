@@ -32,13 +32,13 @@ FALLS_BACK = {(Status.READY, Verb.RETRY): Status.FAILED}
 CAN_BE_ASKED = {
     Status.READY: "cancel, stop",
     Status.RUNNING: "cancel, stop",
-    Status.SUSPENDED: "cancel, resume, retry with its family",
+    Status.SUSPENDED: "cancel, resume",
     Status.WAITING_FOR_CHILDREN: "cancel",
     Status.WAITING_FOR_ON_CHILDREN_COMPLETE: "cancel, stop",
     Status.FAILED: "retry",
     Status.TIMED_OUT: "retry",
-    Status.CHILDREN_FAILED: "retry with its family",
-    Status.ON_CHILDREN_COMPLETE_FAILED: "retry with its family",
+    Status.CHILDREN_FAILED: "retry",
+    Status.ON_CHILDREN_COMPLETE_FAILED: "retry",
     Status.COMPLETED: "",
     Status.CANCELLED: "",  # its parent, tried again, brings it back; nobody else does
 }
