@@ -12,18 +12,32 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
-from benchmarks import report
+from benchmarks import report, workloads
 from benchmarks.effects import run_again
-from benchmarks.workloads import FULL, QUICK, Figures
+from benchmarks.workloads import (
+    ASLEEP_OPENINGS,
+    ASLEEP_OPENINGS_QUICK,
+    ASLEEP_RUNS,
+    FULL_ASLEEP,
+    FULL_FAMILIES,
+    QUICK_ASLEEP,
+    QUICK_FAMILIES,
+    SHARES,
+    Figures,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("raw", "floor", "dbos", "durable")
 RAW = ("raw_inline", "raw_thread")
 RAW_WORKLOADS = ("W1", "W3")
 UNITS = 2_000
-CHILD_SECONDS_MAX = 600
+CHILD_SECONDS_MAX = 1800
+
+FULL = workloads.FULL | FULL_FAMILIES | FULL_ASLEEP
+QUICK = workloads.QUICK | QUICK_FAMILIES | QUICK_ASLEEP
 
 
 def arguments() -> argparse.Namespace:
@@ -31,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help="rounds in alternation, of which the medians are shown (3; 1 with --quick)"
     )
-    parser.add_argument("--only", help="workloads, for example W2 or W1,W3")
+    parser.add_argument("--only", help=f"workloads, for example W1,W3; of {', '.join(FULL)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="systems to measure (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="small workloads, one round: to see that it runs")
     parser.add_argument(
@@ -114,11 +128,34 @@ def crash_and_recover(system: str, directory: Path, count: int) -> Figures:
     return {"all s": took, **figures, "recorded steps run again": run_again(directory / "effects")}
 
 
+def asleep(directory: Path, count: int) -> Figures:
+    """Fill a store with runs that sleep, then open it and an empty one in turn."""
+    figures = child("durable", "asleep-fill", directory, count)
+    print(f"asleep: {count:,} runs started in {figures['start s']:,.4g} s", file=sys.stderr, flush=True)
+    child("durable", "asleep-empty", directory, ASLEEP_RUNS)  # makes the empty store
+    found: dict[str, list[Figures]] = {"asleep-full": [], "asleep-empty": []}
+    for number in range(ASLEEP_OPENINGS if count == FULL["asleep"] else ASLEEP_OPENINGS_QUICK):
+        for kind in sorted(found, reverse=number % 2 == 0):
+            found[kind].append(child("durable", kind, directory, ASLEEP_RUNS))
+    full, empty = found["asleep-full"], found["asleep-empty"]
+    pairs = list(zip(full, empty, strict=True))
+    return figures | {
+        "open s": median(a["open s"] for a in full),
+        "open s, longest": max(a["open s"] for a in full),
+        "MB above an empty store": median(a["MB"] - b["MB"] for a, b in pairs),
+        "W1 p50 ms": median(a["p50 ms"] for a in full),
+        "W1 p50 ms, empty store": median(b["p50 ms"] for b in empty),
+        "W1 p50, ratio to empty": median(a["p50 ms"] / b["p50 ms"] for a, b in pairs),
+    }
+
+
 def measure(system: str, workload: str, root: Path, count: int) -> Figures:
     """Measure in a fresh directory, which is gone afterwards."""
     root.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f"{system}-{workload}-", dir=root))
     try:
+        if workload == "asleep":
+            return asleep(directory, count)
         if workload != "W5":
             return child(system, workload, directory, count)
         figures = crash_and_recover(system, directory, count)
@@ -128,11 +165,20 @@ def measure(system: str, workload: str, root: Path, count: int) -> Figures:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def measures(system: str, workload: str) -> bool:
+    """Tell whether this workload is measured with this system."""
+    if workload in FULL_FAMILIES or workload in FULL_ASLEEP:
+        return system == "durable"
+    return system not in RAW or workload in RAW_WORKLOADS
+
+
 def plan(systems: list[str], workloads: list[str], rounds: int) -> Iterator[tuple[int, str, str]]:
     """Every system in each round, and in each round another one first."""
     for number in range(rounds):
         for workload in workloads:
-            able = [s for s in systems if s not in RAW or workload in RAW_WORKLOADS]
+            able = [s for s in systems if measures(s, workload)]
+            if workload in FULL_ASLEEP and number:
+                continue
             shift = number % len(able) if able else 0
             yield from ((number, workload, system) for system in able[shift:] + able[:shift])
 
@@ -150,12 +196,13 @@ def main() -> None:
     for number, workload, system in plan(systems, chosen.workloads, chosen.rounds):
         if not found.units_of(number):
             found.add_units(number, measure("raw", "units", chosen.directory, UNITS))
-        figures = measure(system, workload, chosen.directory, counts[workload])
+        count = int(counts[workload] * SHARES.get((workload, system), 1))
+        figures = measure(system, workload, chosen.directory, count)
         found.add(number, workload, system, figures)
         shown = ", ".join(f"{value:,.4g} {name}" for name, value in figures.items())
         print(f"round {number + 1} of {chosen.rounds}: {workload} {system}: {shown}", file=sys.stderr, flush=True)
     shutil.rmtree(chosen.directory, ignore_errors=True)
-    print(report.table(found))
+    print(report.tables(found))
     print(report.units(found))
     if chosen.output and not any(peer not in systems for peer in chosen.peers if peer != "raw"):
         chosen.output.parent.mkdir(parents=True, exist_ok=True)

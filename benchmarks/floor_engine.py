@@ -110,6 +110,12 @@ def step(function: Body) -> Callable[..., Awaitable[Any]]:
     return call
 
 
+async def child(body: str, argument: int) -> Any:
+    """Run a body as a run of its own, and wait for its end. Its result is not recorded in the run that calls it."""
+    engine, _ = current.get()
+    return await engine.result(await engine.start(body, argument))
+
+
 class Engine:
     """Runs bodies; after `recover()` those that had not ended go on."""
 

@@ -1,9 +1,10 @@
-"""The workloads, the same code for every peer.
+"""The workloads that have peers, the same code for each of them; `families` and `asleep` hold those that `durable` has to itself.
 
 W1  one run with one step after another, each awaited: what a caller waits
 W2  runs of one step, 100 at once: what a server gets through
 W3  one run of many steps in sequence: what a durable step costs
 W4s one run of many steps at once: how well commits are shared
+W4c one run of many children at once, each a run of one step
 W5  runs of 10 steps, killed with SIGKILL when 5 of each are recorded: how long until all have ended
 """
 
@@ -20,19 +21,36 @@ from typing import Protocol
 from benchmarks.effects import RECORDED, STEPS, effects
 
 CONCURRENCY = 100
-FULL = {"W1": 500, "W2": 2_000, "W3": 2_000, "W4s": 1_000, "W5": 1_000}
-QUICK = {"W1": 100, "W2": 400, "W3": 400, "W4s": 200, "W5": 100}
+FULL = {"W1": 500, "W2": 2_000, "W3": 2_000, "W4s": 1_000, "W4c": 1_000, "W5": 1_000}
+QUICK = {"W1": 100, "W2": 400, "W3": 400, "W4s": 200, "W4c": 200, "W5": 100}
+#: Of a workload whose figure is a rate, a slow peer gets this share.
+SHARES = {("W4c", "dbos"): 0.2}
+#: What `durable` has to itself: `benchmarks.families`, and `benchmarks.asleep`, which is measured once and not in each round.
+FULL_FAMILIES = {
+    "W4r": 1_000, "family": 200, "family-task": 200, "chain": 100, "parents": 100, "mix": 100, "returned": 10_000, "awaited": 10_000,
+}  # fmt: skip
+QUICK_FAMILIES = {
+    "W4r": 100, "family": 40, "family-task": 40, "chain": 20, "parents": 20, "mix": 20, "returned": 1_000, "awaited": 1_000,
+}  # fmt: skip
+FULL_ASLEEP, QUICK_ASLEEP = {"asleep": 1_000_000}, {"asleep": 20_000}
+ASLEEP_OPENINGS, ASLEEP_OPENINGS_QUICK = 5, 2
+ASLEEP_STARTERS = 500  # clients that start those that sleep
+ASLEEP_RUNS = 500  # one after another, beside those that sleep, after each opening
 RESULT_OF_TEN = sum(range(STEPS))
 
 Figures = dict[str, float]
 
 
-class Peer(Protocol):
-    """What is measured: an open engine that knows the bodies `one`, `sequence`, `fan`, `five` and `ten`."""
+class Runner(Protocol):
+    """An open engine that knows the body `one`."""
 
     async def run(self, body: str, argument: int) -> int:
         """Start one run, wait until it has ended, return its result."""
         ...
+
+
+class Peer(Runner, Protocol):
+    """What is measured: an open engine that knows the bodies `one`, `sequence`, `fan`, `children`, `five` and `ten`."""
 
     async def begin(self, argument: int) -> str:
         """Start one run of `ten`; return its id as soon as it is durable."""
@@ -55,7 +73,7 @@ def latency(seconds: list[float]) -> Figures:
     return {"p50 ms": quantile(seconds, 0.5) * 1e3, "p99 ms": quantile(seconds, 0.99) * 1e3}
 
 
-async def one_after_another(peer: Peer, count: int) -> Figures:
+async def one_after_another(peer: Runner, count: int) -> Figures:
     seconds = []
     for i in range(count):
         began = perf_counter()
@@ -80,12 +98,12 @@ async def many_at_once(peer: Peer, count: int) -> Figures:
     return {"runs/s": count / took}
 
 
-async def steps(peer: Peer, body: str, count: int) -> Figures:
+async def in_one_run(peer: Peer, body: str, count: int, unit: str) -> Figures:
     began = perf_counter()
     result = await peer.run(body, count)
     took = perf_counter() - began
     assert result == count * (count + 1) // 2, result
-    return {"steps/s": count / took}
+    return {f"{unit}/s": count / took}
 
 
 async def until_killed(peer: Peer, count: int, directory: Path) -> Figures:
@@ -111,8 +129,9 @@ async def measure(opened: Open, workload: str, directory: Path, count: int) -> F
     plain: dict[str, Callable[[Peer], Awaitable[Figures]]] = {
         "W1": lambda peer: one_after_another(peer, count),
         "W2": lambda peer: many_at_once(peer, count),
-        "W3": lambda peer: steps(peer, "sequence", count),
-        "W4s": lambda peer: steps(peer, "fan", count),
+        "W3": lambda peer: in_one_run(peer, "sequence", count, "steps"),
+        "W4s": lambda peer: in_one_run(peer, "fan", count, "steps"),
+        "W4c": lambda peer: in_one_run(peer, "children", count, "children"),
         "W5-undisturbed": lambda peer: undisturbed(peer, count),
         "W5-crash": lambda peer: until_killed(peer, count, directory),
     }

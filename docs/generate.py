@@ -32,6 +32,7 @@ from durable.core.commands import (
     Sleep,
     Suspend,
     Wake,
+    Watch,
 )
 from durable.core.records import CALLS, Failure, Kind, Record
 from durable.core.retry import Retry
@@ -65,6 +66,7 @@ COMMANDS: tuple[tuple[str, Command], ...] = (
     ("`Recover`, past `recoveries_max`", Recover("crash", 0)),
     ("`Sleep`", Sleep()),
     ("`Wake`", Wake()),
+    ("`Watch`", Watch("3" * 32)),
     ("`Release`", Release()),
     ("`Suspend`", Suspend()),
     ("`Resume`", Resume()),

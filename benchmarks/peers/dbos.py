@@ -43,6 +43,11 @@ async def fan(count: int) -> int:
 
 
 @DBOS.workflow()
+async def children(count: int) -> int:
+    return sum(await asyncio.gather(*(one(i) for i in range(count))))
+
+
+@DBOS.workflow()
 async def five(run: int) -> int:
     total = 0
     for number in range(RECORDED):
@@ -60,7 +65,7 @@ async def ten(run: int) -> int:
     return total
 
 
-WORKFLOWS = {"one": one, "sequence": sequence, "fan": fan, "five": five}
+WORKFLOWS = {"one": one, "sequence": sequence, "fan": fan, "children": children, "five": five}
 
 
 class Dbos:

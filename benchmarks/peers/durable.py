@@ -40,6 +40,11 @@ async def fan(count: int) -> int:
 
 
 @task
+async def children(count: int) -> int:
+    return sum(await asyncio.gather(*(one(i) for i in range(count))))
+
+
+@task
 async def five(run: int) -> int:
     total = 0
     for number in range(RECORDED):
@@ -55,7 +60,7 @@ async def ten(run: int) -> int:
     return total
 
 
-TASKS = {"one": one, "sequence": sequence, "fan": fan, "five": five}
+TASKS = {"one": one, "sequence": sequence, "fan": fan, "children": children, "five": five}
 
 
 class Local:

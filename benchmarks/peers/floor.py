@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.effects import RECORDED, STEPS, effects
-from benchmarks.floor_engine import Engine, step
+from benchmarks.floor_engine import Engine, child, step
 
 
 @step
@@ -37,6 +37,10 @@ async def fan(count: int) -> int:
     return sum(await asyncio.gather(*(increment(i) for i in range(count))))
 
 
+async def children(count: int) -> int:
+    return sum(await asyncio.gather(*(child("one", i) for i in range(count))))
+
+
 async def five(run: int) -> int:
     total = 0
     for number in range(RECORDED):
@@ -51,7 +55,7 @@ async def ten(run: int) -> int:
     return total
 
 
-BODIES = {body.__name__: body for body in (one, sequence, fan, five, ten)}
+BODIES = {body.__name__: body for body in (one, sequence, fan, children, five, ten)}
 
 
 class Floor:

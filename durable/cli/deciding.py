@@ -126,9 +126,7 @@ async def cancel(args: Namespace) -> int:
     theirs = ""
     if children and decided.closed:
         theirs = (
-            "its unfinished child is cancelled too"
-            if children == 1
-            else f"its {children:,} unfinished children are too"
+            f"its {'unfinished child is' if children == 1 else f'{children:,} unfinished children are'} cancelled too"
         )
     elif children:
         theirs = (

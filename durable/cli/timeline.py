@@ -211,7 +211,8 @@ class Timeline:
             self._first = len(self.rows)
             self._open.clear()
         children = int(record.head.get("children", 0))
-        return f"{who} returned" + (f" {children_counted(children)}, and waits for their ends" if children else "")
+        ends = "its end" if children == 1 else "their ends"
+        return f"{who} returned" + (f" {children_counted(children)}, and waits for {ends}" if children else "")
 
     def _sum_up_ends(self) -> None:
         """One row for the ends of children that came one after the other."""

@@ -105,6 +105,13 @@ class ChildEnded:
 
 
 @dataclass(slots=True)
+class Watch:
+    """Another run has this one, which its key names, for a child: it is told of the end, too."""
+
+    by: str
+
+
+@dataclass(slots=True)
 class Coordinate:
     """All children have ended: begin the coordinator; `child_id` is its run where it is a task."""
 
@@ -185,6 +192,7 @@ Command = (
     Note
     | Complete
     | ChildEnded
+    | Watch
     | Coordinate
     | Sleep
     | Wake

@@ -31,6 +31,7 @@ from durable.core.commands import (
     Sleep,
     Suspend,
     Wake,
+    Watch,
 )
 from durable.core.records import Failure, Kind, Record
 from durable.core.run import COORDINATED, JOINING, Run
@@ -197,6 +198,12 @@ def _coordinate(run: Run, command: Coordinate, now: float) -> list[Record]:
     return [_record(run, Kind.COORDINATING, now, head)]
 
 
+def _watch(run: Run, command: Watch, now: float) -> list[Record]:
+    if run.ended:
+        raise TransitionError(f"run {run.run_id} is {run.status}: there is nothing more to tell run {command.by}")
+    return [_record(run, Kind.WATCHED, now, {"by": command.by})]
+
+
 def _sleep(run: Run, command: Sleep, now: float) -> list[Record]:
     after(run.status, Verb.SLEEP, run.run_id)
     _require_body(run, "sleep")
@@ -299,6 +306,7 @@ _RULES: dict[type, Callable[[Run, Any, float], list[Record]]] = {
     Coordinate: _coordinate,
     Sleep: _sleep,
     Wake: _wake,
+    Watch: _watch,
     Close: _close,
     Begin: _begin,
     Create: _create,

@@ -56,5 +56,6 @@ REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
         Kind.AWAKE: (Effect.EXECUTE,),
         Kind.COORDINATING: (Effect.EXECUTE,),
         Kind.CLOSED: (),
+        Kind.WATCHED: (),
     }
 )

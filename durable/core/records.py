@@ -42,6 +42,7 @@ class Kind(IntEnum):
     AWAKE = 31
     COORDINATING = 32
     CLOSED = 33
+    WATCHED = 34
 
 
 #: Kinds that hand a result to a call of the body.
@@ -79,6 +80,7 @@ _NAMES = {
     Kind.AWAKE: "step:awake",
     Kind.COORDINATING: "step:coordinating",
     Kind.CLOSED: "step:closed",
+    Kind.WATCHED: "step:watched",
 }
 
 #: Event names that users may not emit: the engine's own, and those of the stream protocol.

@@ -75,6 +75,8 @@ class Run:
     wake_at: float | None = None
     #: Ended, and so are the children that belonged to it.
     closed: bool = False
+    #: Runs that have this one for a child although it is not theirs: its key named it.
+    watchers: list[str] = field(default_factory=list)
     #: Signals received and not yet taken: (seq, name).
     signals: list[tuple[int, str]] = field(default_factory=list)
     #: Ended in failure, and not yet discarded or retried.
@@ -115,6 +117,7 @@ class Run:
         """A copy that further records do not change."""
         twin = Run(*_FIELDS(self))
         twin.signals = list(self.signals)
+        twin.watchers = list(self.watchers)
         return twin
 
 
@@ -229,6 +232,10 @@ def _closed(run: Run, record: Record) -> None:
     run.closed = True
 
 
+def _watched(run: Run, record: Record) -> None:
+    run.watchers.append(record.head.get("by", ""))
+
+
 def _children_started(run: Run, record: Record) -> None:
     head = record.head
     run.unfinished = head.get("children", 0)
@@ -340,6 +347,7 @@ _FOLD: dict[Kind, Callable[[Run, Record], None]] = {
     Kind.AWAKE: _awake,
     Kind.COORDINATING: _coordinating,
     Kind.CLOSED: _closed,
+    Kind.WATCHED: _watched,
 }
 
 

@@ -149,6 +149,8 @@ def encode_run(run: Run) -> bytes:
         state["retry"] = run.retry.to_json()
     if run.signals:
         state["signals"] = run.signals
+    if run.watchers:
+        state["watchers"] = run.watchers
     return _dump_head(state).encode("utf-8", "surrogatepass")
 
 
@@ -169,6 +171,7 @@ def decode_run(run_id: str, data: bytes, *, input: bytes, result: bytes | None) 
         if "retry" in state:
             run.retry = Retry.from_json(state["retry"])
         run.signals = [(seq, name) for seq, name in state.get("signals", ())]
+        run.watchers = list(state.get("watchers", ()))
         run.input, run.result = input, result
     except (KeyError, TypeError, ConfigError, *_UNREADABLE) as error:
         raise DecodeError(f"the stored state of run {run_id} cannot be read: {error!r}") from error

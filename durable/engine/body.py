@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from durable.clock import fraction_of
@@ -25,7 +26,7 @@ from durable.errors import (
     TransitionError,
     ValidationError,
 )
-from durable.tasks.child import found_children, new_children, resolve
+from durable.tasks.child import found_children, resolve
 from durable.tasks.context import Context, check_event_name, event_name
 from durable.tasks.definition import RERUN, FunctionFacts, Result
 from durable.tasks.failure import describe
@@ -78,11 +79,10 @@ async def _returned(execution: Execution, value: Any) -> None:
     if execution.coordinating:
         assert isinstance(definition.on_children_complete, FunctionFacts)
         facts, what = definition.on_children_complete, f"the result of the coordinator of task {definition.name!r}"
-    with new_children(services.families.new_id) as children:
-        payload = services.codec.encode(value, facts.returns, what)
     if execution.entry.run.executing and not execution.interrupted:
+        encode = partial(services.codec.encode, value, facts.returns, what)
         try:
-            await services.families.returned(execution.entry, definition, payload, children)
+            await services.families.returned(execution.entry, definition, encode)
         except (StorageError, ShuttingDownError, TransitionError):
             return  # the store failed or is closed, or somebody ended the run first: there is nothing more to say
 

@@ -77,6 +77,7 @@ class Entry:
         "timer",
         "unit",
         "waiters",
+        "watchers",
     )
 
     def __init__(self, run: Run, identity: UserContext | None = None, parent: Entry | None = None) -> None:
@@ -106,6 +107,8 @@ class Entry:
         self.waiters: list[asyncio.Future[Run]] = []
         #: Loaded runs that belong to this one and have not ended.
         self.children: set[Entry] = set()
+        #: Loaded runs that have this one for a child although it is not theirs.
+        self.watchers: list[Entry] = []
         #: How many of its children have come to the queue for a slot: each comes a little later than the one before.
         self.branches = 0
         #: What the body that awaits this run records of its end, in the same commit.
@@ -118,6 +121,11 @@ class Entry:
         self.held = 0
         #: Whether its end has been told.
         self.settled = False
+
+    def watch(self, watcher: Entry) -> None:
+        """Keep a run loaded that is to be told of this one's end."""
+        self.watchers.append(watcher)
+        watcher.held += 1
 
     def tell(self, error: Exception) -> None:
         """Tell those who wait for the end that it does not come here."""

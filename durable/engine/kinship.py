@@ -26,6 +26,7 @@ from durable.core.commands import (
     Create,
     Revive,
     Suspend,
+    Watch,
 )
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Record
@@ -35,11 +36,11 @@ from durable.engine.entry import Entry
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import patiently
-from durable.engine.starting import Parentage, Starter, Wish, creation
+from durable.engine.starting import Parentage, Starter, Wish, creation, require_same
 from durable.engine.table import Table
-from durable.errors import DurableError, LimitError, PayloadTooLargeError, RunNotFoundError
+from durable.errors import ConflictError, DurableError, LimitError, PayloadTooLargeError, RunNotFoundError
 from durable.store.base import Store
-from durable.tasks.child import Child
+from durable.tasks.child import Child, new_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_identity
 from durable.tasks.registry import find_task
@@ -77,13 +78,12 @@ class Kinship:
 
     def _told(self, entry: Entry) -> Iterable[Wish]:
         run, parent = entry.run, entry.parent
-        if parent is None:
-            return ()
-        if run.joined or parent.run.asleep:
-            ended = ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason)
-            return ((parent, ended),)
-        command = None if entry.on_end is None else entry.on_end(run)
-        return () if command is None else ((parent, command),)
+        told: list[Wish] = [(watcher, _ended(run)) for watcher in entry.watchers]
+        if parent is not None and (run.joined or parent.run.asleep):
+            told.append((parent, _ended(run)))
+        elif parent is not None and entry.on_end is not None and (command := entry.on_end(run)) is not None:
+            told.append((parent, command))
+        return told
 
     def coordination(self, entry: Entry) -> Sequence[Wish]:
         """What begins the coordinator of a run whose children have all ended; nothing where it cannot begin now."""
@@ -115,35 +115,86 @@ class Kinship:
 
     # --- what a body asks for ---------------------------------------------------------------------------------------------------
 
-    async def returned(
-        self, entry: Entry, definition: TaskDefinition, payload: bytes, children: Sequence[Child[Any]]
-    ) -> None:
+    async def returned(self, entry: Entry, definition: TaskDefinition, encode: Callable[[], bytes]) -> None:
         """Stage what a body, or a coordinator, returned: the run's result, or that it waits for the children in it.
 
-        Raises what refuses a child: `ValidationError`, `ConflictError`, `LimitError`, `PayloadError`.
+        Arguments:
+            encode: gives the payload of the returned value.
+
+        Raises what `encode` raises, and what refuses a child: `ValidationError`, `ConflictError`, `LimitError`, `PayloadError`.
         """
+        with new_children(self.starter.make_id) as children:
+            payload = encode()
         join: Join = ""
         if definition.on_children_complete is not None and not entry.run.returned_seq:
             join = "task" if isinstance(definition.on_children_complete, TaskDefinition) else "function"
-        complete = Complete(payload, len(children), join, definition.on_child_failure == "continue")
+        lenient = definition.on_child_failure == "continue"
         if not children:
-            self.pipeline.stage(entry, complete)
+            if entry.run.executing:
+                self.pipeline.stage(entry, Complete(payload, 0, join, lenient))
             return
         creates = [await self.starter.prepare(*child.call, entry) for child in children if child.call is not None]
         self._check_size(entry.run, creates)
         async with self.starter.naming(*creates):
-            await self.starter.require_free(creates)
+            own, others = await self._by_key(entry, children, creates)
+            if len(own) < len(children):
+                payload = encode()  # with the runs that keys name
             wishes: list[Wish] = []
-            for child, create in zip(children, creates, strict=True):
+            for child, create in own:
                 create.parent_id, create.attached, create.joined = entry.run.run_id, True, True
                 create.depth = entry.run.depth + 1
                 wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
+            complete = Complete(payload, len(own) + len(others), join, lenient)
+            running = [other for other in others if not other.run.ended]
+            told: list[Wish] = [(other, Watch(entry.run.run_id)) for other in running]
+            told += [(entry, _ended(other.run)) for other in others if other.run.ended]
             try:
-                self.pipeline.stage(entry, complete, *wishes)
+                self.pipeline.stage(entry, complete, *wishes, *told)
             except BaseException:
                 self.starter.withdraw(wishes)
                 raise
             self.starter.created(wishes)
+            for other in running:
+                other.watch(entry)
+
+    async def _by_key(
+        self, entry: Entry, children: Sequence[Child[Any]], creates: Sequence[Create]
+    ) -> tuple[list[tuple[Child[Any], Create]], list[Entry]]:
+        """Tell the children that come into being from those whose key names a run that exists, or another child."""
+        own: list[tuple[Child[Any], Create]] = []
+        others: dict[str, Entry] = {}
+        named: dict[tuple[str | None, str], tuple[Child[Any], Create]] = {}
+        for child, create in zip(children, creates, strict=True):
+            twin = None if create.key is None else named.get((create.user, create.key))
+            if twin is not None:
+                require_same(create, twin[0].run_id, twin[1].task, twin[1].fingerprint)
+                child.stands_for(twin[0].run_id)
+                continue
+            holder = await patiently(partial(self.starter.holder, create))
+            if holder is None:
+                own.append((child, create))
+                if create.key is not None:
+                    named[create.user, create.key] = (child, create)
+                continue
+            self._refuse_ancestor(entry, holder.run_id, create)
+            child.stands_for(holder.run_id)
+            other = await patiently(partial(self._table.load, holder.run_id))
+            if other is not None and holder.run_id not in others:
+                others[holder.run_id] = other
+                other.held += 1
+        for other in others.values():
+            other.held -= 1
+        return own, list(others.values())
+
+    def _refuse_ancestor(self, entry: Entry, run_id: str, create: Create) -> None:
+        ancestor: Entry | None = entry
+        while ancestor is not None:
+            if ancestor.run.run_id == run_id:
+                raise ConflictError(
+                    f"key {create.key!r} belongs to run {run_id}, which would wait for itself: give the child another key",
+                    key=create.key,
+                )
+            ancestor = ancestor.parent
 
     def _check_size(self, run: Run, creates: Sequence[Create]) -> None:
         if len(creates) > self._settings.children_max:
@@ -185,10 +236,6 @@ class Kinship:
         else:
             self.pipeline.stage(parent, note)
 
-    def new_id(self) -> str:
-        """The id of a new run."""
-        return self.starter.make_id()
-
     async def load(self, run_id: str) -> Entry | None:
         """The run, read from the store if need be."""
         return await self._table.load(run_id)
@@ -201,9 +248,12 @@ class Kinship:
             if run.run_id in missing:
                 ended[run.run_id] = run
         for child in children:
-            if child.run_id not in ended:
+            found = ended.get(child.run_id) or await patiently(
+                partial(self._store.find, child.run_id)
+            )  # else its key named it
+            if found is None:
                 raise RunNotFoundError(f"no run has the id {child.run_id!r}, which is named as a child of run {run_id}")
-            child.end(ended[child.run_id], self._codec)
+            child.end(found, self._codec)
 
     async def _pages(self, wanted: RunFilter) -> AsyncIterator[Run]:
         while True:
@@ -299,3 +349,7 @@ class Kinship:
         if child.parent is not None:
             child.parent.children.discard(child)
             child.parent = None
+
+
+def _ended(run: Run) -> ChildEnded:
+    return ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason)

@@ -87,7 +87,8 @@ class Lifecycle:
         if not entry.run.ended:
             self.residence.rest(entry)
         elif entry.settled and entry.run.closed:
-            self.table.drop(entry)
+            for relative in self.table.drop(entry):
+                self.let_go(relative)
 
     def go_on(self, entry: Entry) -> None:
         """Let a run that was read from the store go on."""

@@ -87,10 +87,9 @@ class ChildWait:
         assert self.child_id is not None
         attempt, services = self._attempt, self._attempt.services
         child = await patiently(partial(services.families.load, self.child_id))
-        if child is None or child.run.ended:
-            return await self._told()
-        if child.parent is attempt.entry:
-            child.on_end = self._on_end
+        if child is None or child.run.ended or child.parent is not attempt.entry:
+            return await self._told()  # a run that only its key names does not know of this one, and could not wake it
+        child.on_end = self._on_end
         attempt.awaited[self._call] = child
         try:
             with attempt.pausing():

@@ -32,13 +32,7 @@ async def load(store: Store, table: Table, wanted: RunFilter, slots: int, most: 
         page = await store.query(left)
         for run in page:
             if table.get(run.run_id) is None:
-                parent = None
-                if run.attached and run.parent_id is not None and not run.ended:
-                    parent = await table.load(run.parent_id)
-                entry = Entry(run, parent=parent)
-                entry.settled, entry.restored = run.ended, True
-                table.add(entry)
-                entries.append(entry)
+                entries.append(await table.adopt(run))
         left = replace(left, after=page[-1].run_id) if len(page) == PAGE else None
     first = [entry for entry in entries if entry.run.executing or not entry.run.ended][:slots]
     for start in range(0, len(first), PAGE):  # a few large queries instead of one for each run

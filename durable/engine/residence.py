@@ -149,11 +149,10 @@ class Residence:
 
     def _dismiss(self, entry: Entry) -> None:
         self.scheduler.forget(entry)
-        self._table.drop(entry)
         if entry.run.due is not None:
             self._expect(entry.run.due)
-        if entry.parent is not None:
-            self.rest(entry.parent)
+        for relative in self._table.drop(entry):
+            self.rest(relative)
 
     # --- runs that become due ---------------------------------------------------------------------------------------------------
 

@@ -40,18 +40,12 @@ class Families(Protocol):
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         ...
 
-    async def returned(
-        self, entry: Entry, definition: TaskDefinition, payload: bytes, children: Sequence[Child[Any]]
-    ) -> None:
+    async def returned(self, entry: Entry, definition: TaskDefinition, encode: Callable[[], bytes]) -> None:
         """Stage what a body, or a coordinator, returned: the run's result, or that it waits for the children in it."""
         ...
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""
-        ...
-
-    def new_id(self) -> str:
-        """The id of a new run."""
         ...
 
     async def load(self, run_id: str) -> Entry | None:

@@ -115,16 +115,9 @@ class Starter:
     async def _start_keyed(self, create: Create, task: TaskDefinition, parentage: Parentage | None) -> str:
         assert create.key is not None
         async with self.naming(create):
-            existing = await self._holder(create)
+            existing = await self.holder(create)
             if existing is None:
                 return await self._create(create, parentage)
-            if existing.task != create.task or existing.fingerprint != create.fingerprint:
-                raise ConflictError(
-                    f"key {create.key!r} belongs to run {existing.run_id} of task {existing.task!r} "
-                    f"{'with another input' if existing.task == create.task else f'and not of {create.task!r}'}; "
-                    "use another key, or the same input",
-                    key=create.key,
-                )
             await self._reunite(existing, task)
             if parentage is not None:
                 self._pipeline.stage(parentage.entry, parentage.note(existing.run_id, create.key))
@@ -160,21 +153,12 @@ class Starter:
         else:
             self._locks[name] = (lock, users - 1)
 
-    async def require_free(self, creates: Sequence[Create]) -> None:
-        """Raise `ConflictError` where a key of these creations belongs to a run, or to two of them; to be asked while they are held."""
-        seen: set[tuple[str | None, str]] = set()
-        for create in creates:
-            if create.key is None:
-                continue
-            existing = await self._holder(create)
-            holder = "another child of the same parent" if existing is None else f"run {existing.run_id}"
-            if existing is not None or (create.user, create.key) in seen:
-                raise ConflictError(
-                    f"key {create.key!r} of a returned child of task {create.task!r} belongs to {holder}, and a run is the child of one "
-                    "parent: call the task in the body, or start() it there",
-                    key=create.key,
-                )
-            seen.add((create.user, create.key))
+    async def holder(self, create: Create) -> Run | None:
+        """The run that the creation's key names, if there is one; to be asked while the key is held. Raises `ConflictError`."""
+        existing = None if create.key is None else await self._holder(create)
+        if existing is not None:
+            require_same(create, existing.run_id, existing.task, existing.fingerprint)
+        return existing
 
     async def _reunite(self, existing: Run, task: TaskDefinition) -> None:
         """A run that waits for its user's return goes on with the identity that the fresh start brings."""
@@ -248,6 +232,16 @@ class Starter:
         self._creating.pop(name, None)
         if not done.cancelled():
             done.exception()  # whoever waits for the start is told it
+
+
+def require_same(create: Create, run_id: str, task: str, fingerprint: str) -> None:
+    """Raise `ConflictError` where the run that has the creation's key is not the run that it asks for."""
+    if task != create.task or fingerprint != create.fingerprint:
+        raise ConflictError(
+            f"key {create.key!r} belongs to run {run_id} of task {task!r} "
+            f"{'with another input' if task == create.task else f'and not of {create.task!r}'}; use another key, or the same input",
+            key=create.key,
+        )
 
 
 def creation(task: TaskDefinition, options: StartOptions, encoded: bytes, user: str | None) -> Create:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 
+from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.store.base import Store
 
@@ -40,12 +41,20 @@ class Table:
         """A run that is new, or was read from the store while nobody else could read it."""
         self._entries[entry.run.run_id] = entry
 
-    def drop(self, entry: Entry) -> None:
-        """The run is in the store and nothing of it is on its way: the next who asks for it reads it there."""
+    def drop(self, entry: Entry) -> list[Entry]:
+        """The run is in the store and nothing of it is on its way: the next who asks for it reads it there.
+
+        Returns the runs that were here for its sake, and need not be any longer.
+        """
         if self._entries.get(entry.run.run_id) is entry:
             del self._entries[entry.run.run_id]
+        freed, entry.watchers = entry.watchers, []
+        for watcher in freed:
+            watcher.held -= 1
         if entry.parent is not None:
             entry.parent.children.discard(entry)
+            freed.append(entry.parent)
+        return freed
 
     async def load(self, run_id: str) -> Entry | None:
         """The run, read from the store if need be; None where there is none. It may be dropped again in any later turn."""
@@ -62,6 +71,13 @@ class Table:
         run = await self._store.find(run_id)
         if run is None:
             return None
+        entry = await self.adopt(run)
+        self._on_read(entry)
+        return entry
+
+    async def adopt(self, run: Run) -> Entry:
+        """Take a run from the store that is not here and that nobody else reads meanwhile, with those that it needs here."""
+        watchers = [] if run.ended else [await self._hold(watcher_id) for watcher_id in run.watchers]
         parent = None
         if run.attached and run.parent_id is not None and not run.ended:
             while parent is None or self.get(run.parent_id) is not parent:
@@ -69,7 +85,17 @@ class Table:
                 if parent is None:
                     break  # a store that lost it: the run goes on by itself
         entry = Entry(run, parent=parent)
+        entry.watchers = [watcher for watcher in watchers if watcher is not None]
         entry.settled, entry.restored = run.ended, True
         self.add(entry)
-        self._on_read(entry)
+        return entry
+
+    async def _hold(self, run_id: str) -> Entry | None:
+        """Load a run and keep it loaded."""
+        entry = None
+        while entry is None or self.get(run_id) is not entry:
+            entry = await self.load(run_id)
+            if entry is None:
+                return None
+        entry.held += 1
         return entry

@@ -158,6 +158,10 @@ class Child(Generic[R_co]):
         )  # fmt: skip
         self._codec = codec
 
+    def stands_for(self, run_id: str) -> None:
+        """Its key names a run that exists: that is its run, and not the one that was to be started."""
+        self._run_id = run_id
+
     def unresolved(self) -> list[Child[Any]]:
         """The children that its result holds and that have no outcome yet: a run without coordinator completes with such."""
         if not self.ok or not self._holds_children or self._value is not _UNREAD:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from durable.core.records import ENDS, Kind, Record
 from durable.core.run import COORDINATED, JOINING, Run, apply
+from durable.core.status import Status
 
 Histories = Mapping[str, Sequence[Record]]
 
@@ -25,8 +25,10 @@ def family_faults(runs: Mapping[str, Run], histories: Histories) -> Iterator[str
     for run in runs.values():
         yield from _notes(run, histories)
         yield from _state(run, children[run.run_id])
-        if any(child.joined for child in children[run.run_id]):
-            yield from _joined(run, [child for child in children[run.run_id] if child.joined], histories)
+        attached = [child for child in children[run.run_id] if child.attached]
+        if attached:
+            yield from _told(run, attached, histories)
+            yield from _numbers(run, [child for child in attached if child.joined], histories)
 
 
 def _birth(run: Run, histories: Histories) -> Iterator[str]:
@@ -67,52 +69,48 @@ def _state(run: Run, children: Sequence[Run]) -> Iterator[str]:
     left = [child.run_id for child in children if child.attached and not child.ended]
     if run.closed and left:
         yield f"run {run.run_id} is closed, and its children {left} have not ended"
+    if run.status is Status.COMPLETED and run.returned_seq and not run.lenient:
+        bad = [f"{child.run_id} {child.status}" for child in children if child.joined and child.status is not Status.COMPLETED]
+        if bad:
+            yield f"run {run.run_id}, which fails with any of its children, is completed, and they are: {', '.join(bad)}"
     if run.unfinished < 0 or run.awaiting < 0:
         yield f"run {run.run_id} counts {run.unfinished} unfinished and {run.awaiting} awaited children"
 
 
-@dataclass
-class _Moment:
-    """A parent, as it was before and after one of its records."""
-
-    record: Record
-    counts: bool
-    counted: bool
-
-
-def _joined(run: Run, children: Sequence[Run], histories: Histories) -> Iterator[str]:
-    """Ends of returned children are told to the parent, once each, in the unit in which they end."""
-    history = histories[run.run_id]
-    state, moments = Run(run.run_id), []
-    for record in history:
-        before = _counts(state)
+def _told(run: Run, children: Sequence[Run], histories: Histories) -> Iterator[str]:
+    """Ends of children are told to a parent that waits for them, once each, in the unit in which they end."""
+    state, asleep, counting = Run(run.run_id), _Times(), _Times()
+    for record in histories[run.run_id]:
         apply(state, record)
-        moments.append(_Moment(record, before, _counts(state)))
-    ends: Counter[tuple[object, int]] = Counter()
+        asleep.note(record, state.asleep)
+        counting.note(record, state.asleep or (state.status in JOINING and state.unfinished > 0))
+    told = Counter((each.head["child"], each.batch) for each in histories[run.run_id] if each.kind is Kind.CHILD_ENDED)
     for child in children:
-        for record in histories[child.run_id]:
-            if record.kind in ENDS:
-                ends[child.run_id, record.batch] += 1
-    told = Counter((each.head["child"], each.batch) for each in history if each.kind is Kind.CHILD_ENDED)
-    joined = {child.run_id for child in children}
-    for (child_id, batch), count in told.items():
-        if child_id in joined and count > ends[child_id, batch]:
-            yield f"run {run.run_id} was told {count} times in unit {batch} that {child_id} ended, which did {ends[child_id, batch]} times"
-    for (child_id, batch), count in ends.items():
-        if told[child_id, batch] < count and _must_be_told(moments, batch):
-            yield f"child {child_id} ended in unit {batch}, and run {run.run_id}, which waits for it, was not told"
-    yield from _numbers(run, children, histories)
+        ends = Counter(each.batch for each in histories[child.run_id] if each.kind in ENDS)
+        for batch in {batch for told_of, batch in told if told_of == child.run_id} | set(ends):
+            count = told[child.run_id, batch]
+            if count > ends[batch]:
+                yield f"run {run.run_id} was told {count} times in unit {batch} that {child.run_id} ended, which did {ends[batch]} times"
+            elif count < ends[batch] and (counting if child.joined else asleep).throughout(batch):
+                yield f"child {child.run_id} ended in unit {batch}, and run {run.run_id}, which waits for it, was not told"
 
 
-def _counts(run: Run) -> bool:
-    return (run.status in JOINING and run.unfinished > 0) or run.asleep
+class _Times:
+    """Units in which something held for a run, from the first of its records in them to the last."""
 
+    def __init__(self) -> None:
+        self._after: dict[int, bool] = {}
+        self._always: dict[int, bool] = {}
 
-def _must_be_told(moments: Sequence[_Moment], batch: int) -> bool:
-    """Whether the parent counted all the time while this unit was written."""
-    earlier = [moment for moment in moments if moment.record.batch < batch]
-    within = [moment for moment in moments if moment.record.batch == batch]
-    return bool(earlier) and earlier[-1].counted and all(moment.counted for moment in within)
+    def note(self, record: Record, holds: bool) -> None:
+        """What is the case after this record."""
+        self._after[record.batch] = holds
+        self._always[record.batch] = self._always.get(record.batch, True) and holds
+
+    def throughout(self, batch: int) -> bool:
+        """Whether it held before this unit, and after each record of the run in it."""
+        before = [unit for unit in self._after if unit < batch]
+        return bool(before) and self._after[max(before)] and self._always.get(batch, True)
 
 
 def _numbers(run: Run, children: Sequence[Run], histories: Histories) -> Iterator[str]:

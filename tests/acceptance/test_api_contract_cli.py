@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from durable import Context, Durable, RunFailedError, step, task
+from durable import Child, Context, Durable, RunFailedError, step, task
 from tests.acceptance.contract_support import until_event
 
 COMMAND = str(Path(sys.executable).with_name("durable"))
@@ -51,6 +51,15 @@ async def bad() -> None:
 @task(name="contract_cli_waits")
 async def waits(ctx: Context) -> Any:
     return await ctx.wait_for("go")
+
+
+async def counted(children: list[Child[Any]]) -> int:
+    return len(children)
+
+
+@task(name="contract_cli_family", on_children_complete=counted)
+async def family(ns: list[int]) -> list[Child[Any]]:
+    return [good.child(n) for n in ns] + [waits.child()]
 
 
 class Runs:
@@ -109,6 +118,33 @@ def test_deciding(runs: Runs) -> None:
     cli("cancel", runs.completed, *folder, expect=1)
     cli("retry", runs.failed, *folder)
     assert "ready" in cli("show", runs.failed, *folder)
+
+
+def test_families(tmp_path: Path) -> None:
+    """`show` tells of children and coordinator; `cancel` ends the children too, `retry` is of the whole family."""
+
+    async def fill() -> str:
+        async with Durable(tmp_path):
+            handle = await family.start([1, 2])
+            async with asyncio.timeout(20):
+                while len(await handle.children()) < 3 or "completed" not in [
+                    await c.status() for c in await handle.children()
+                ]:
+                    await asyncio.sleep(0.005)
+            return handle.run_id
+
+    run_id = asyncio.run(fill())
+    folder = ("--dir", tmp_path)
+    shown = cli("show", run_id, *folder)
+    assert "waiting_for_children" in shown and "3 returned" in shown and shown.count("contract_cli_good") >= 2
+    assert "a function, which begins when" in shown
+    waiting = json.loads(cli("show", run_id, *folder, "--json"))["children"][2]["run_id"]
+    assert "children_failed" in cli("cancel", waiting, *folder)
+    assert "children_failed" in cli("runs", *folder, "--status", "children_failed")
+    assert "waiting_for_children" in cli("retry", run_id, *folder)
+    assert json.loads(cli("show", waiting, *folder, "--json"))["status"] == "ready"
+    assert "unfinished child" in cli("cancel", run_id, *folder)
+    assert json.loads(cli("show", waiting, *folder, "--json"))["status"] == "cancelled"
 
 
 def test_exit_codes(runs: Runs) -> None:

@@ -17,6 +17,7 @@ from durable import (
     RERUN,
     Child,
     Config,
+    ConfigError,
     ConflictError,
     Context,
     DefinitionError,
@@ -44,11 +45,14 @@ QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.05, cancel_grace_s
 
 #: What happened outside the engine, in this order.
 notes: list[Any] = []
+#: Tasks that a test made: one that nobody refers to is not known to the engine.
+kept: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
 def _no_notes() -> None:
     notes.clear()
+    kept.clear()
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -72,7 +76,8 @@ def family(function: Any = None, /, **options: Any) -> Any:
     """A task with a name that no other test's task has."""
 
     def decorate(body: Any) -> Any:
-        return durable.task(name=f"accept_family_{body.__name__}", **options)(body)
+        kept.append(durable.task(name=f"accept_family_{body.__name__}", **options)(body))
+        return kept[-1]
 
     return decorate if function is None else decorate(function)
 
@@ -487,7 +492,8 @@ def parent_with(name: str, coordinator: Any, **options: Any) -> Any:
     async def parent(numbers: list[int]) -> Many:
         return Many("sum", [double.child(n) for n in numbers])
 
-    return durable.task(name=f"accept_family_with_{name}", on_children_complete=coordinator, **options)(parent)
+    kept.append(durable.task(name=f"accept_family_with_{name}", on_children_complete=coordinator, **options)(parent))
+    return kept[-1]
 
 
 SIMPLE = {
@@ -596,10 +602,10 @@ async def test_coordinator_that_fails(app: Durable, kind: str) -> None:
     handle = await parent_with(f"broken_{kind}", coordinator).start([1])
     with pytest.raises(RunFailedError) as caught:
         await handle.wait(timeout=5)
-    assert (caught.value.error_type, caught.value.message) == ("builtins.ZeroDivisionError", "in the coordinator")
-    assert "broken" in caught.value.traceback
+    assert caught.value.error_type == "builtins.ZeroDivisionError" and "in the coordinator" in caught.value.message
+    assert "raise ZeroDivisionError" in caught.value.traceback
     info = await closed(handle)
-    assert info.status == "on_children_complete_failed" and info.error == "in the coordinator"
+    assert info.status == "on_children_complete_failed" and "in the coordinator" in (info.error or "")
     assert await (await handle.children())[0].status() == "completed"
 
 
@@ -935,12 +941,25 @@ async def test_a_chain_as_a_child_and_in_a_body(app: Durable) -> None:
     assert (text, child.result) == ("7!", 3)
 
 
+async def test_a_task_that_nobody_refers_to_any_more(app: Durable) -> None:
+    """A run that was started in this process ends, whether or not the program kept the task in a variable."""
+
+    async def forgotten(n: int) -> list[Child[int]]:
+        return [durable.task(name="accept_family_forgotten_leaf")(forgotten_leaf).child(n)]
+
+    async def forgotten_leaf(n: int) -> int:
+        return n
+
+    handle = await durable.task(name="accept_family_forgotten")(forgotten).start(1)
+    assert [child.result for child in await handle.wait(timeout=5)] == [1]
+
+
 async def test_a_chain_with_options(app: Durable) -> None:
     """`options` of the whole."""
     pipeline = to_text >> shout
     handle = await pipeline.options(key="chained", user="ann").start(1)
     assert await handle == "1!"
-    assert (await handle.info()).user == "ann" and await app.find("chained") == handle or True
+    assert (await handle.info()).user == "ann"
     again = await pipeline.options(key="chained", user="ann").start(1)
     assert again == handle
     assert notes == [("to_text", 1), ("shout", "1")]
@@ -1050,7 +1069,7 @@ crashing_task = durable.task(name="accept_family_crashing_task", on_children_com
 async def test_crash_everywhere_in_a_family(parent: Any) -> None:
     """A family with a coordinator, crashed before and after each commit, comes to the same result."""
     report = await crash_everywhere(parent, 1, config=QUICK)
-    assert report.result == [3 + 13 + 1 + 1 - 1 + 0, 101] or report.result[1] == 101
+    assert report.result == [18, 101]
     assert report.crashes == 2 * report.commits
 
 
@@ -1074,8 +1093,7 @@ class Holder:
     many: list[Child[Report]]
 
 
-@family
-async def holds() -> Holder:
+async def hold() -> Holder:
     return Holder(reports.child(1), [reports.child(2)])
 
 
@@ -1084,9 +1102,8 @@ async def combine_reports(holder: Holder) -> Report:
     return Report(holder.report.result.total + holder.many[0].result.total, holder.report.result.words)
 
 
-holds_combined = parent = durable.task(name="accept_family_holds_combined", on_children_complete=combine_reports)(
-    holds.__wrapped__ if hasattr(holds, "__wrapped__") else holds.fn
-)
+holds = durable.task(name="accept_family_holds")(hold)
+holds_combined = durable.task(name="accept_family_holds_combined", on_children_complete=combine_reports)(hold)
 
 
 async def test_typed_results(app: Durable) -> None:
@@ -1307,7 +1324,7 @@ async def test_options_of_a_child(app: Durable) -> None:
     async def looks(ctx: Context) -> list[Any]:
         return [ctx.user, ctx.max_attempts, ctx.key]
 
-    @family
+    @family(on_child_failure="continue")
     async def optioned() -> dict[str, Child[Any]]:
         return {
             "plain": looks.child(),
@@ -1315,8 +1332,7 @@ async def test_options_of_a_child(app: Durable) -> None:
             "short": blocks.options(timeout=0.02).child(),
         }
 
-    lenient = durable.task(name="accept_family_lenient", on_child_failure="continue")(optioned.fn)
-    handle = await lenient.options(user="ann", priority=3).start()
+    handle = await optioned.options(user="ann", priority=3).start()
     value = await handle.wait(timeout=5)
     assert value["plain"].result == ["ann", 1, None]
     assert value["own"].result == ["bob", 4, None]
@@ -1383,28 +1399,22 @@ async def test_a_child_where_none_may_be(app: Durable) -> None:
     async def gives() -> Any:
         return double.child(1)
 
-    @step(name="accept_family_takes_child")
-    async def takes(child: Any) -> int:
-        return 1
-
     @family
     async def misuses(ctx: Context, kind: str) -> Any:
         if kind == "step":
             await gives()
         elif kind == "emit":
             await ctx.emit("event", {"child": double.child(1)})
-        elif kind == "argument":
-            await takes(double.child(1))
         elif kind == "child":
             await takes_anything(double.child(1))
         elif kind == "child of child":
             return takes_anything.child(double.child(1))
         return None
 
-    for kind in ("step", "emit", "argument", "child", "child of child"):
+    for kind in ("step", "emit", "child", "child of child"):
         handle = await misuses.start(kind)
         with pytest.raises(RunFailedError) as caught:
-            await handle.wait(timeout=5)
+            pytest.fail(f"{kind}: {await handle.wait(timeout=5)!r}")
         assert caught.value.error_type == f"{NotStorableError.__module__}.NotStorableError", kind
         assert "child" in caught.value.message and "return" in caught.value.message, caught.value.message
     with pytest.raises(NotStorableError):
@@ -1465,9 +1475,9 @@ async def test_a_resolved_child_beside_a_new_one(app: Durable) -> None:
 
 async def test_wrong_definitions() -> None:
     """A setting that cannot be is an error where it is written."""
-    with pytest.raises((DefinitionError, ValueError, TypeError)):
+    with pytest.raises((DefinitionError, ConfigError)):
         durable.task(name="accept_family_wrong_1", on_child_failure="ignore")(lambda: None)
-    with pytest.raises((DefinitionError, TypeError)):
+    with pytest.raises((DefinitionError, ConfigError, TypeError)):
         durable.task(name="accept_family_wrong_2", on_children_complete=3)(lambda: None)
 
 

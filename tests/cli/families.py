@@ -68,7 +68,8 @@ async def shelf() -> list[Child[Any]]:
 async def reader(ctx: Context[Any]) -> int:
     first = await page(1)
     await page.options(key="own").start(WAITS)
-    return first + await page(WAITS)
+    second: int = await page(WAITS)
+    return first + second
 
 
 @task(name="cli_sleeper")

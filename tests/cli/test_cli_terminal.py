@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 from durable.cli.terminal import call_text, clipped, escaped, readable, span, to_json, value_of
 from durable.codec import TaggedJson
+from durable.core.run import Run
+from durable.core.status import Status
+from durable.tasks.child import Child, register_children
 
 
 class Colour(Enum):
@@ -33,9 +37,21 @@ trees = st.recursive(
         st.lists(part)
         | st.dictionaries(st.text() | st.sampled_from(["$", "v", "c"]), part)
         | st.fixed_dictionaries(
-            {"$": st.text() | st.sampled_from(["tuple", "dict", "set", "enum", "dataclass", "path"]), "v": part},
+            {
+                "$": st.text()
+                | st.sampled_from(["tuple", "dict", "set", "enum", "dataclass", "path", "child", "encoded"]),
+                "v": part,
+            },
             optional={"c": st.text() | part},
         )
+        | st.fixed_dictionaries(
+            {"task": st.text() | part, "status": st.text()},
+            optional={
+                "result": part,
+                "reason": st.text(),
+                "failure": st.fixed_dictionaries({"error_type": st.text(), "message": st.text()}),
+            },
+        ).map(lambda outcome: {"$": "child", "v": outcome})
     ),
 )
 
@@ -56,6 +72,30 @@ trees = st.recursive(
 def test_values_are_shown_as_one_would_write_them(value: object, shown: str) -> None:
     """From the stored bytes alone: no class is looked for."""
     assert readable(value_of(TaggedJson().encode(value))) == shown
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shown"),
+    [
+        ({"status": Status.COMPLETED, "result": b"[1]"}, "<child 'page' completed: [1]>"),
+        ({"status": Status.COMPLETED, "result": b'{"$":"tuple","v":[1]}'}, "<child 'page' completed: (1,)>"),
+        ({"status": Status.COMPLETED}, "<child 'page' completed>"),
+        (
+            {"status": Status.FAILED, "failure": {"error_type": "ValueError", "message": "\x1b", "traceback": ""}},
+            "<child 'page' failed: ValueError: \\x1b>",
+        ),
+        ({"status": Status.CANCELLED, "reason": "en\nough"}, "<child 'page' cancelled: en\\nough>"),
+        ({"status": Status.CANCELLED}, "<child 'page' cancelled>"),
+    ],
+)
+def test_a_child_within_a_value_is_shown_with_its_outcome(outcome: dict[str, Any], shown: str) -> None:
+    """One that was started as its run; one that ended with what it came to, which is a stored value within a stored value."""
+    codec = TaggedJson()
+    register_children(codec)
+    child: Child[Any] = Child(run_id="0123")
+    assert readable(value_of(codec.encode([child]))) == "[<child 0123>]"
+    child.end(Run("0123", task="page", **outcome), codec)
+    assert readable(value_of(codec.encode({"a": child}))) == f"{{'a': {shown}}}"
 
 
 def test_what_is_not_json_is_said_to_be() -> None:

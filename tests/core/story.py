@@ -32,6 +32,7 @@ from durable.core.commands import (
     Sleep,
     Suspend,
     Wake,
+    Watch,
 )
 from durable.core.decide import decide
 from durable.core.memo import Memo
@@ -156,6 +157,8 @@ class Story:
                 return Complete(first.encode(), children, join, "lenient" in args)  # type: ignore[arg-type]
             case "child-ended":
                 return child_ended(first, Status(args[1]), options)
+            case "watch":
+                return Watch(first)
             case "coordinate":
                 return Coordinate(first or None)
             case "sleep":

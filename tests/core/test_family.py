@@ -25,6 +25,7 @@ from durable.core.commands import (
     Sleep,
     Suspend,
     Wake,
+    Watch,
 )
 from durable.core.records import Kind, Record
 from durable.core.retry import Retry
@@ -903,3 +904,20 @@ def test_belonging_and_joining_are_recorded_with_the_start() -> None:
     (record,) = give(Run(RUN_ID), Create("crawl", b"1", parent_id="p", attached=True, joined=True, depth=2))
     assert record.head == {"parent": "p", "attached": True, "joined": True, "depth": 2}
     assert (made().joined, made().depth) == (False, 0)
+
+
+# --- children that only a key names --------------------------------------------------------------------------------------------
+
+
+def test_a_run_remembers_who_watches_it() -> None:
+    """Also as it is stored; and a copy does not change with it."""
+    run = lived(Begin(), Watch("p1"))
+    twin = run.copy()
+    give(run, Watch("p2"))
+    assert (run.watchers, twin.watchers, run.status) == (["p1", "p2"], ["p1"], Status.RUNNING)
+    assert decode_run(RUN_ID, encode_run(run), input=run.input, result=run.result) == run
+
+
+def test_a_run_that_has_ended_is_not_watched() -> None:
+    """There is nothing more to tell."""
+    refused(lived(Begin(), Cancel()), Watch("p1"), "there is nothing more to tell run p1")

@@ -36,6 +36,7 @@ NUMBERS = {
     "AWAKE": 31,
     "COORDINATING": 32,
     "CLOSED": 33,
+    "WATCHED": 34,
 }
 VISIBLE = {
     "created",

@@ -241,6 +241,7 @@ def full() -> Run:
         "c",
     )
     run.asleep, run.wake_at, run.closed = True, 0.0, True
+    run.watchers = ["w"]
     return run
 
 

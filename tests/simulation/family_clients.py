@@ -175,6 +175,8 @@ async def settle(life: Life) -> None:
     while await open_runs(life):
         await asyncio.sleep(wait)
         wait = min(1.3 * wait, 300.0)
+    if not life.last:
+        return  # the store may have failed: a process that is about to end keeps what it has
     for _ in range(20):
         left = {name: count for name, count in life.app.engine.statistics().items() if count}
         if not left:
