@@ -35,7 +35,6 @@ PAUSE = 0.1  # how long a loop of the mix sleeps before it looks
 #: Executions by that benchmark's own count: a parent with its children and its coordinator; a chain of four; a loop of one turn.
 OF_PARENT, OF_CHAIN, OF_LOOP = CHILDREN + 2, 5, 4
 
-
 Body = Task[[int], int]
 
 
@@ -151,13 +150,14 @@ async def very_many_children(app: Durable, body: Task[[int], Any], count: int) -
 
 
 async def mix(app: Durable, parents: int, others: int) -> Figures:
-    for each in (parent, four, loop):
-        await (await app.start(each, 0)).wait()
+    bodies: tuple[Body, ...] = (parent, four, loop)
+    for body in bodies:
+        await (await app.start(body, 0)).wait()
     began = perf_counter()
     wanted: list[tuple[Body, int, int]] = [(parent, i, sum(range(i + 1, i + CHILDREN + 1))) for i in range(parents)]
     wanted += [(four, i, i + 4) for i in range(others)]
     wanted += [(loop, i, i) for i in range(others)]
-    handles: list[Handle[int]] = await asyncio.gather(*(each.start(i) for each, i, _ in wanted))
+    handles: list[Handle[int]] = await asyncio.gather(*(app.start(body, i) for body, i, _ in wanted))
     results = [await handle.wait() for handle in handles]
     took = perf_counter() - began
     assert results == [expected for *_, expected in wanted]

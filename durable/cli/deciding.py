@@ -51,14 +51,14 @@ class _Decided:
     Arguments:
         before: the run as it was.
         run: the run as it is now.
-        parent: its parent, if the decision changed that one's status.
+        parents: those that have it for a child and whose status the decision changed, with the new one.
         children: how many children that belong to the run had not ended before.
         closed: whether everything that was to be cancelled with it is.
     """
 
     before: Run
     run: Run
-    parent: Run | None
+    parents: list[tuple[str, Status | None]]
     children: int
     closed: bool
 
@@ -71,8 +71,8 @@ async def _decide(args: Namespace, action: Action) -> _Decided:
     """Have the run decide. Raises `TransitionError`, `StoreLockedError`, and `StorageError` where nothing can be written."""
     async with _application(args.dir) as (app, store):
         before = await find_run(store, args.run, args.user)
-        parent_id = before.parent_id
-        parent_before = None if parent_id is None else await store.find(parent_id)
+        elders = [each for each in (before.parent_id, *before.watchers) if each is not None]
+        statuses = [_status(await store.find(each)) for each in elders]
         children = 0
         async for child in children_of(store, before.run_id):
             children += child.attached and not child.ended
@@ -87,12 +87,15 @@ async def _decide(args: Namespace, action: Action) -> _Decided:
             ) from None
         closed = await _all_closed(store)
         run = await store.find(before.run_id)
-        parent = None if parent_id is None else await store.find(parent_id)
+        told = [(each, _status(await store.find(each))) for each in elders]
     if run is None:
         raise RunNotFoundError(f"run {before.run_id} is not in the store any more")
-    if parent is not None and parent_before is not None and parent.status is parent_before.status:
-        parent = None
-    return _Decided(before, run, parent, children, closed)
+    parents = [now for was, now in zip(statuses, told, strict=True) if now[1] is not was]
+    return _Decided(before, run, parents, children, closed)
+
+
+def _status(run: Run | None) -> Status | None:
+    return None if run is None else run.status
 
 
 async def _all_closed(store: LocalStore) -> bool:
@@ -110,9 +113,7 @@ def _report(decided: _Decided, *consequences: str) -> None:
     text = (
         f"run {run.run_id} of task {escaped(run.task)!r} {'is now' if decided.changed else 'was already'} {run.status}"
     )
-    parent = decided.parent
-    if parent is not None:
-        consequences += (f"its parent {parent.run_id} is now {parent.status}",)
+    consequences += tuple(f"its parent {parent_id} is now {status}" for parent_id, status in decided.parents)
     print("; ".join((text, *filter(None, consequences))) if decided.changed else text)
 
 

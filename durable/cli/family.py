@@ -6,11 +6,12 @@ Law: what it says of a relative is what that run's own records say; the first on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from durable.cli.folder import children_of
 from durable.cli.terminal import clipped, escaped, print_table, readable, span, value_of
+from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.core.status import ENDED, Status
 from durable.store.local import LocalStore
@@ -24,6 +25,8 @@ _IN_WORDS = {
     "awaited": "which awaits it",
     "started": "which started it",
 }
+#: The tie to a run that is no child of the parent's own: the parent returned a child whose key named it.
+BY_KEY = "by key"
 
 
 def tie(parent: Run, child: Run) -> str:
@@ -71,18 +74,24 @@ class Family:
     children: list[Relative] = field(default_factory=list)
 
     @classmethod
-    async def of(cls, store: LocalStore, run: Run) -> Family:
-        """Read them."""
+    async def of(cls, store: LocalStore, run: Run, records: Iterable[Record]) -> Family:
+        """Read them; `records` are all of the run."""
         family = cls(run, None if run.parent_id is None else await store.find(run.parent_id))
         async for child in children_of(store, run.run_id):
-            shown = len(family.children) < CHILDREN_SHOWN
-            family.children.append(
-                Relative(
-                    child.run_id, child.task, child.status, tie(run, child), took(child),
-                    outcome(child) if shown else "",
-                )
-            )  # fmt: skip
+            family._add(child, tie(run, child))
+        known = {child.run_id for child in family.children}
+        for record in records:
+            if record.kind is Kind.CHILDREN_STARTED:
+                for run_id in dict.fromkeys(_children_in(value_of(record.payload))):
+                    other = None if run_id in known else await store.find(run_id)
+                    if other is not None:
+                        family._add(other, BY_KEY)
+                        known.add(run_id)
         return family
+
+    def _add(self, child: Run, its_tie: str) -> None:
+        shown = outcome(child) if len(self.children) < CHILDREN_SHOWN else ""
+        self.children.append(Relative(child.run_id, child.task, child.status, its_tie, took(child), shown))
 
     def header(self, *, coordinated: bool) -> Iterator[tuple[str, str]]:
         """Lines about it, by name.
@@ -98,7 +107,9 @@ class Family:
             )
         elif run.parent_id is not None:
             yield "parent", escaped(run.parent_id)
-        counts = "; ".join(filter(None, map(self._counts, ("returned", "awaited", "started"))))
+        if run.watchers:
+            yield "child of", escaped(", ".join(run.watchers)) + ", by its key"
+        counts = "; ".join(filter(None, map(self._counts, ("returned", BY_KEY, "awaited", "started"))))
         if counts:
             yield "children", counts
         if run.join:
@@ -151,3 +162,16 @@ class Family:
             {"run_id": child.run_id, "task": child.task, "status": child.status.value, "tie": child.tie}
             for child in self.children
         ]
+
+
+def _children_in(tree: object) -> Iterator[str]:
+    """The ids of runs for which children in a stored value stand, in its order."""
+    trees = [tree]
+    while trees:
+        match trees.pop():
+            case {"$": "child", "v": str(run_id)}:
+                yield run_id
+            case dict() as parts:
+                trees.extend(reversed(parts.values()))
+            case list() as items:
+                trees.extend(reversed(items))

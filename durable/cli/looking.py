@@ -92,8 +92,8 @@ async def show(args: Namespace) -> int:
     """Show one run: what it is, its steps, and where each result came from."""
     async with opened(args.dir) as store:
         run = await find_run(store, args.run, args.user)
-        timeline = Timeline.of(await store.history(run.run_id))
-        family = await Family.of(store, run)
+        records = await store.history(run.run_id)
+        timeline, family = Timeline.of(records), await Family.of(store, run, records)
     if args.json:
         steps = [_outcome_json(row) for row in timeline.rows if isinstance(row, Outcome)]
         values = {"input": value_of(run.input), _result_name(run): value_of(run.result)}

@@ -185,6 +185,8 @@ def _failure_of(command: ChildEnded, is_coordinator: bool) -> dict[str, Any]:
     else:
         failure = command.failure or {}
         error_type, message = failure.get("error_type", ""), failure.get("message", "")
+    if command.status is Status.CHILDREN_FAILED:  # it names the run that failed: once is enough, however deep that is
+        return Failure(error_type, message, (command.failure or {}).get("traceback", "")).head()
     who = "coordinator" if is_coordinator else "child"
     text = f"{who} {command.child_id} (task {command.task!r}) is {command.status}: {message}"
     return Failure(error_type, text, (command.failure or {}).get("traceback", "")).head()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from durable.core.commands import Command
 from durable.core.records import Record
 from durable.core.run import Run
+from durable.tasks.definition import TaskDefinition
 from durable.tasks.host import UserContext
 
 
@@ -61,6 +62,7 @@ class Entry:
         "branches",
         "children",
         "counted",
+        "definition",
         "execution",
         "held",
         "history",
@@ -115,6 +117,8 @@ class Entry:
         self.on_end: Callable[[Run], Command | None] | None = None
         #: Its records, where they were read ahead for its recovery.
         self.history: list[Record] | None = None
+        #: Keeps the task alive that nothing else may hold: one that was made in an expression.
+        self.definition: TaskDefinition | None = None
         #: Whether it was read from the store: what was only in memory before is lost.
         self.restored = False
         #: By how many it is kept loaded although nothing goes on in it.

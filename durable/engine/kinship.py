@@ -325,6 +325,7 @@ class Kinship:
         closing = self._closing.get(entry)
         if closing is not None:
             await asyncio.wait((closing,))
+        await self.pipeline.durable(entry)  # what closed the run is in the store, where its children are looked up
         run = entry.run
         failed: list[str] = []
         if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:

@@ -96,8 +96,6 @@ class Lifecycle:
         if run.ended:
             self.kinship.close(entry)
         elif find_task(run.task) is None:
-            if run.due is not None:
-                logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
             self.orphan(entry)
         elif not self._suspended_for_user(entry):
             self.scheduler.schedule(entry)
@@ -157,7 +155,11 @@ class Lifecycle:
 
     def orphan(self, entry: Entry) -> None:
         """The run waits until a module that defines its task is imported."""
-        self._orphans.setdefault(entry.run.task, {})[entry] = None
+        run = entry.run
+        orphans = self._orphans.setdefault(run.task, {})
+        if run.due is not None and entry not in orphans:
+            logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
+        orphans[entry] = None
 
     @property
     def orphaned(self) -> int:
@@ -170,10 +172,7 @@ class Lifecycle:
         entry.settled = False
         if entry.run.due is None or self.services.closing.is_set():
             return
-        if find_task(entry.run.task) is None:
-            self.orphan(entry)
-        else:
-            self.scheduler.schedule(entry)
+        self.go_on(entry)
 
     def _execute(self, entry: Entry, record: Record) -> None:
         definition = find_task(entry.run.task)

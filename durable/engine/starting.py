@@ -28,6 +28,7 @@ from durable.errors import ConfigError, ConflictError, ValidationError
 from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
+from durable.tasks.registry import find_task
 
 #: A command for a run, to be staged together with others.
 Wish = tuple[Entry, Command]
@@ -180,6 +181,7 @@ class Starter:
         """Put a new run on the table; returns what has to be staged for it, with its beginning where a slot is free."""
         run = Run(run_id, attached=create.attached, joined=create.joined)
         entry = Entry(run, identity, parent if create.attached else None)
+        entry.definition = find_task(create.task)
         self._table.add(entry)
         wishes: list[Wish] = [(entry, create)]
         if create.key is not None:

@@ -46,7 +46,7 @@ class Link(Protocol[V_contra, R_co]):
     def child(self, value: V_contra, /) -> Child[R_co]: ...
 
 
-class Task(Generic[P, R]):
+class Task(Generic[P, R_co]):
     """A task: started, it is a run that survives crashes."""
 
     def __init__(self, definition: TaskDefinition, options: StartOptions = NO_OPTIONS) -> None:
@@ -62,14 +62,14 @@ class Task(Generic[P, R]):
         """The name under which runs of this task are stored."""
         return self.definition.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, object, R_co]:
         """Outside a run: call the plain function. In a task's body: run it as a child and wait for its result."""
         scope = current_scope.get()
         if scope is None:
             return call_plain(self.definition, args, kwargs)
         return scope.call_task(self.definition, self.start_options, args, kwargs)
 
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    async def start(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R_co]:
         """Start a run on the current application; durable when it returns. In a body it starts once, also over replay.
 
         Raises `ValidationError`, `ConflictError`, `RefusedError`, `StorageError`, `AppNotOpenError`, `AmbiguousAppError`.
@@ -84,13 +84,13 @@ class Task(Generic[P, R]):
             run_id, key = await scope.start_task(definition, self.start_options, args, kwargs)
         return Handle(host, run_id, key, definition.result_hint)
 
-    def child(self, *args: P.args, **kwargs: P.kwargs) -> Child[R]:
+    def child(self, *args: P.args, **kwargs: P.kwargs) -> Child[R_co]:
         """A child to be returned by a task; it is started once that has returned it. Raises `ValidationError`."""
         definition = self.definition
         arguments = definition.facts.bind(args, kwargs, definition.name)
         return Child(ChildCall(definition, self.start_options, arguments))
 
-    def __rshift__(self, other: Link[R, S], /) -> Task[P, S]:
+    def __rshift__(self: Task[P, R], other: Link[R, S], /) -> Task[P, S]:
         """`extract >> transform` is `chain(extract, transform)`."""
         return _chain((self, other)) if isinstance(other, Task) else NotImplemented
 
@@ -103,7 +103,7 @@ class Task(Generic[P, R]):
         retry: int | Retry | None = None,
         delay: Duration | None = None,
         priority: int | None = None,
-    ) -> Task[P, R]:
+    ) -> Task[P, R_co]:
         """The same task with these options for a start.
 
         Arguments:

@@ -38,6 +38,7 @@ from durable import (
 )
 from durable.config import EngineSettings
 from durable.store import MemoryStore
+from durable.testing.crash import CrashingStore
 from tests.acceptance.contract_support import until_status
 
 MakeApp = Callable[..., Durable]
@@ -672,9 +673,83 @@ async def test_stop_of_a_waiting_parent(app: Durable) -> None:
     before = await snapshot(handle)
     with pytest.raises(TransitionError) as caught:
         await handle.stop()
-    text = str(caught.value)
-    assert "waiting_for_children" in text and "child" in text and ("cancel" in text or "stop" in text), text
+    says_what_to_do(caught.value, "waiting_for_children")
     assert await snapshot(handle) == before
+
+
+def says_what_to_do(error: TransitionError, status: str) -> None:
+    """Beyond that it cannot stop: stop or cancel what."""
+    advice = str(error).replace("cannot stop", "").replace("cannot be stopped", "")
+    assert status in advice and ("children" in advice.replace(status, "") or "coordinator" in advice), str(error)
+    assert "cancel" in advice or "stop" in advice, str(error)
+
+
+async def test_stop_of_a_run_whose_coordinator_is_a_task(app: Durable) -> None:
+    """Is refused in the same way: the coordinator is a run of its own, which can be stopped. What a refusal offers is possible."""
+    handle = await by_task.start()
+    await until_status(handle, "waiting_for_on_children_complete")
+    [info] = await all_of(app, gated_coordinator)
+    before = await snapshot(handle)
+    with pytest.raises(TransitionError) as caught:
+        await handle.stop()
+    says_what_to_do(caught.value, "waiting_for_on_children_complete")
+    with pytest.raises(TransitionError) as caught:
+        await handle.resume()
+    assert "stop" not in str(caught.value), f"it offers what it refuses: {caught.value}"
+    assert await snapshot(handle) == before
+    coordinator = await app.get(info.run_id)
+    await coordinator.stop()
+    await until_status(coordinator, "suspended")
+    await coordinator.send("end", 4)
+    await coordinator.resume()
+    assert await handle.wait(timeout=5) == [2, 4]
+
+
+async def test_send_to_a_parent_that_waits(app: Durable) -> None:
+    """Is kept for its coordinator."""
+
+    @control(on_children_complete=gated_function)
+    async def early() -> list[Child[Any]]:
+        return [waiting.child()]
+
+    handle = await early.start()
+    await until_status(handle, "waiting_for_children")
+    await handle.send("end", "early")
+    [child] = await handle.children()
+    await child.send("go", 1)
+    assert await handle.wait(timeout=5) == [1, "early"]
+
+
+async def test_stop_does_not_shorten_a_delay(app: Durable) -> None:
+    """A run begins no earlier than its delay says, stopped and resumed or not."""
+    began = time.monotonic()
+    handle = await quick.options(delay=0.3).start(1)
+    await handle.stop()
+    await handle.resume()
+    await handle.wait(timeout=5)
+    assert time.monotonic() - began >= 0.29
+
+
+@pytest.mark.parametrize("kind", COORDINATED)
+async def test_a_coordinator_that_is_cancelled_alone(app: Durable, kind: str) -> None:
+    """The cancel of a coordinating task fails its parent, of which a retry coordinates again."""
+    handle = await COORDINATED[kind].start()
+    await until_status(handle, "waiting_for_on_children_complete")
+    if kind == "task":
+        [info] = await all_of(app, gated_coordinator)
+        coordinator = await app.get(info.run_id)
+        await coordinator.cancel("alone")
+        await fails_with(handle, RunFailedError)
+        assert (await closed(handle)).status == "on_children_complete_failed"
+        await handle.retry()
+        await until(lambda: log.count("coordinating") == 2)
+        await (await app.get([each for each in await all_of(app, gated_coordinator) if not each.closed][0].run_id)).send(
+            "end", 5
+        )
+    else:
+        await handle.send("end", 5)
+    assert await handle.wait(timeout=5) == [2, 5]
+    assert log.count("body") == log.count(("quick", 1)) == 1
 
 
 async def snapshot(handle: Handle[Any]) -> Any:
@@ -924,7 +999,7 @@ async def test_retry_of_a_child_alone(app: Durable, how: str) -> None:
     world.add("up")
     with pytest.raises(TransitionError) as caught:
         await child.retry()
-    assert "parent" in str(caught.value) and handle.run_id in str(caught.value), str(caught.value)
+    assert handle.run_id in str(caught.value), str(caught.value)
     assert (await snapshot(child), await snapshot(handle)) == before
 
 
@@ -942,7 +1017,9 @@ async def test_retry_while_the_family_is_closing(app: Durable) -> None:
                     break
                 except TransitionError:
                     await asyncio.sleep(0.002)
-        await (await handle.children())[2].send("third", "late")
+        third = (await handle.children())[2]
+        assert not (await third.info()).closed, "the retry forgot a sibling that was being cancelled"
+        await third.send("third", "late")
         assert await handle.wait(timeout=5) == [2, 110, "late"]
 
 
@@ -1171,3 +1248,136 @@ async def test_random_control(app: Durable) -> None:
             assert info.status in ENDS
             records = [event.seq async for event in each.events(steps=True)]
             assert records == list(range(1, len(records) + 1))
+
+
+# -- a crash before and after every commit, with verbs in between
+
+
+@control
+async def fragile(n: int) -> int:
+    return await first(n) + await second(n)
+
+
+@control
+async def patient(n: int) -> int:
+    await first(1000 + n)
+    if "up" not in world:
+        await durable.sleep(3600)
+    return n
+
+
+async def fragile_body() -> list[Child[int]]:
+    return [quick.child(1), fragile.child(2), patient.child(3)]
+
+
+async def fragile_end(children: list[Child[int]]) -> list[int]:
+    return [child.result for child in children] + [await first(500)]
+
+
+FRAGILE = {
+    "alone": durable.task(name="accept_control_fragile_alone")(fragile_body),
+    "function": durable.task(name="accept_control_fragile_function", on_children_complete=fragile_end)(fragile_body),
+    "task": durable.task(name="accept_control_fragile_task", on_children_complete=control(fragile_end))(fragile_body),
+}
+
+
+async def crashes(drive: Callable[[Durable], Any]) -> int:
+    """Drive a scenario once, then with a crash before and after each of its commits; each life drives it on to its end."""
+    store = CrashingStore(MemoryStore())
+    async with Durable(store, config=QUICK, test_mode=True) as app:
+        await drive(app)
+        total = store.commits
+    for number in range(1, total + 1):
+        for when in ("before", "after"):
+            log.clear()
+            world.clear()
+            memory = MemoryStore()
+            for crashing in (CrashingStore(memory, number, when), CrashingStore(memory)):  # type: ignore[arg-type]
+                try:
+                    async with asyncio.timeout(10), Durable(crashing, config=QUICK, test_mode=True) as app:
+                        await drive(app)
+                        await judge_all(app, f"crash {when} commit {number}")
+                except TimeoutError:
+                    if not crashing.crashed.is_set():
+                        raise AssertionError(f"crash {when} commit {number}: it hangs") from None
+                except DurableError:
+                    if not crashing.crashed.is_set():
+                        raise
+    return total
+
+
+async def judge_all(app: Durable, where: str) -> None:
+    """All runs are closed, with one end each since they were last retried, and with records 1, 2, 3 ..."""
+    async with asyncio.timeout(5):
+        while any(not info.closed for info in [info async for info in app.runs()]):
+            await asyncio.sleep(0.002)
+    for info in [info async for info in app.runs()]:
+        records = [event async for event in (await app.get(info.run_id)).events(steps=True)]
+        assert [event.seq for event in records] == list(range(1, len(records) + 1)), where
+        last = [event.name for event in records if not event.name.startswith("step:")][-1]
+        assert last in ENDS, (where, [event.name for event in records])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", FRAGILE)
+async def test_crash_everywhere_around_a_retry(kind: str) -> None:
+    """A family that failed and is retried: completed children are kept, and the result is right, wherever it crashes."""
+
+    async def drive(app: Durable) -> None:
+        handle = await app.start(FRAGILE[kind].options(key="one"))
+        if "up" not in world:
+            await fails_with(handle, RunFailedError, 5)
+            for each in [*await handle.children(), handle]:
+                await closed(each, 5)
+            world.add("up")
+        if await handle.status() == "children_failed":
+            await handle.retry()
+        value = await handle.wait(timeout=5)
+        value = [child.result for child in value] if kind == "alone" else value
+        assert value == [2, 104, 3] + ([] if kind == "alone" else [500])
+        assert len(await handle.children()) == 3
+        for child in await handle.children():
+            assert await child.status() == "completed"
+        assert log.count(("first", 2)) <= 2 and log.count(("quick", 1)) <= 2
+
+    assert await crashes(drive) > 5
+
+
+@pytest.mark.timeout(120)
+async def test_crash_everywhere_around_a_cancel() -> None:
+    """A cancelled family is cancelled to the last leaf, wherever it crashes."""
+
+    async def drive(app: Durable) -> None:
+        handle = await app.start(grandparent.options(key="one"), "waiting", 2)
+        async with asyncio.timeout(5):
+            while not (await handle.info()).closed and len([i async for i in app.runs(task=waiting)]) < 4:
+                await asyncio.sleep(0.002)
+        await handle.cancel("enough")
+        await fails_with(handle, RunCancelledError, 5)
+        async with asyncio.timeout(5):
+            while {info.status for info in [info async for info in app.runs()]} != {"cancelled"}:
+                await asyncio.sleep(0.002)
+
+    assert await crashes(drive) > 3
+
+
+@pytest.mark.timeout(120)
+async def test_crash_everywhere_around_stop_and_resume() -> None:
+    """A coordinator that is suspended and resumed."""
+
+    async def drive(app: Durable) -> None:
+        handle = await app.start(by_function.options(key="one"))
+        async with asyncio.timeout(5):
+            while await handle.status() not in {"waiting_for_on_children_complete", "suspended", "completed"}:
+                await asyncio.sleep(0.002)
+        if "stopped" not in world and await handle.status() != "completed":
+            with suppress(TransitionError):
+                await handle.stop()
+                world.add("stopped")
+        if await handle.status() == "suspended":
+            await handle.resume()
+        with suppress(TransitionError):
+            await handle.send("end", 9)
+        assert (await handle.wait(timeout=5))[:2] == [2, 9]
+
+    assert await crashes(drive) > 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from durable import (
 from durable.config import EngineSettings, PayloadSettings
 from durable.store import MemoryStore
 from durable.testing.crash import crash_everywhere
-from tests.acceptance.contract_support import make_app, until_status
+from tests.acceptance.contract_support import lives, make_app, until_status
 
 MakeApp = Callable[..., Durable]
 QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.05, cancel_grace_seconds=0.1))
@@ -1765,3 +1766,126 @@ async def test_many_families_over_many_restarts(reopen: MakeApp) -> None:
             assert events.count("completed") == 1
             assert len(await handle.children()) == 3
         assert len(await by_task(app, counted)) == len(ids) * 13
+
+
+# -- processes that are killed
+
+KILLED_PROGRAM = """
+import random
+
+@step
+async def effect(run: str, n: int) -> int:
+    note(f"effect {run} {n}")
+    await asyncio.sleep(0.002)
+    return n
+
+@task(name="accept_killed_leaf")
+async def leaf(ctx: Context, n: int) -> int:
+    await effect(ctx.run_id, n)
+    await durable.sleep(0.005)
+    return await effect(ctx.run_id, n + 1000)
+
+@task(name="accept_killed_total")
+async def total(ctx: Context, children: list[Child[int]]) -> int:
+    return await effect(ctx.run_id, sum(child.result for child in children))
+
+async def total_here(ctx: Context, children: list[Child[int]]) -> int:
+    return await effect(ctx.run_id, sum(child.result for child in children))
+
+@task(name="accept_killed_by_task", on_children_complete=total)
+async def by_task(n: int) -> list[Child[int]]:
+    return [leaf.child(n), leaf.child(n + 1), leaf.child(n + 2)]
+
+@task(name="accept_killed_by_function", on_children_complete=total_here)
+async def by_function(n: int) -> list[Child[int]]:
+    return [by_task.child(n), leaf.child(n)]
+
+@task(name="accept_killed_fails")
+async def fails(n: int) -> int:
+    await durable.sleep(0.01)
+    raise ValueError("bad")
+
+@task(name="accept_killed_failing")
+async def failing(n: int) -> list[Child[int]]:
+    return [leaf.child(n), fails.child(n), hangs.child()]
+
+@task(name="accept_killed_hangs")
+async def hangs() -> int:
+    await durable.sleep(3600)
+    return 0
+
+@task(name="accept_killed_recovers")
+async def resumed(n: int) -> int:
+    return n * 2
+
+pipeline = chain(by_function, resumed, name="accept_killed_chain")
+LAST = 12
+
+async def main():
+    seconds = random.Random(LIFE).random() * 0.25
+    async with Durable(FOLDER) as app:
+        if LIFE < LAST:
+            asyncio.get_running_loop().call_later(seconds, die)
+        found = {}
+        for n in range(min(LIFE, 6)):
+            for program in (by_function, failing, pipeline):
+                found[program.name, n] = await program.options(key=f"{program.name} {n}").start(n)
+        if LIFE < LAST:
+            await asyncio.sleep(10)
+        for (name, n), handle in found.items():
+            try:
+                result = await handle.wait(timeout=20)
+            except RunFailedError as error:
+                result = str(await handle.status())
+            print(name, n, result)
+        async with asyncio.timeout(20):
+            while True:
+                infos = [info async for info in app.runs(limit=10000)]
+                if all(info.closed for info in infos):
+                    break
+                await asyncio.sleep(0.01)
+        for info in infos:
+            handle = await app.get(info.run_id)
+            records = [event async for event in handle.events(steps=True)]
+            ends = [e.name for e in records if e.name in ("completed", "failed", "cancelled", "children_failed", "timed_out")]
+            assert len(ends) == 1, (info, ends)
+            assert [e.seq for e in records] == list(range(1, len(records) + 1)), info
+            children = len([1 for each in infos if each.parent_id == info.run_id and each.task_name != "accept_killed_total"])
+            print("RUN", info.task_name, info.status, children, info.run_id)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_families_in_processes_that_are_killed(tmp_path: Path) -> None:
+    """A dozen SIGKILLs at random moments: the right results, one end each, no child twice, no coordinator twice."""
+    output, written = lives(tmp_path, KILLED_PROGRAM, 12)
+    lines = output.splitlines()
+    results = [line for line in lines if not line.startswith("RUN ")]
+    expected = []
+    for n in range(6):
+        whole = 3 * n + 3 + 3000 + n + 1000
+        expected += [
+            f"accept_killed_by_function {n} {whole}",
+            f"accept_killed_failing {n} children_failed",
+            f"accept_killed_chain {n} {2 * whole}",
+        ]
+    assert results == expected
+    runs = [line.split()[1:] for line in lines if line.startswith("RUN ")]
+    shapes = Counter((task, status, children) for task, status, children, _ in runs)
+    leaf = "accept_killed_leaf"
+    cancelled_or_completed = shapes.pop((leaf, "completed", "0")) + shapes.pop((leaf, "cancelled", "0"), 0)
+    assert cancelled_or_completed == 12 * 4 + 6
+    assert shapes == Counter(
+        {
+            ("accept_killed_by_function", "completed", "2"): 12,
+            ("accept_killed_by_task", "completed", "3"): 12,
+            ("accept_killed_total", "completed", "0"): 12,
+            ("accept_killed_failing", "children_failed", "3"): 6,
+            ("accept_killed_fails", "failed", "0"): 6,
+            ("accept_killed_hangs", "cancelled", "0"): 6,
+            ("accept_killed_recovers", "completed", "0"): 6,
+            ("accept_killed_chain", "completed", "2"): 6,
+        }
+    )
+    known = {run_id for *_, run_id in runs}
+    assert {line.split()[1] for line in written} <= known, "an effect of a run that the store does not know"

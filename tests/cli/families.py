@@ -66,7 +66,7 @@ async def shelf() -> list[Child[Any]]:
 
 @task(name="cli_reader")
 async def reader(ctx: Context[Any]) -> int:
-    first = await page(1)
+    first: int = await page(1)
     await page.options(key="own").start(WAITS)
     second: int = await page(WAITS)
     return first + second
@@ -77,6 +77,11 @@ async def sleeper(ctx: Context[Any]) -> None:
     await look(1)
     await ctx.wait_for("one")
     await sleep(3600)
+
+
+@task(name="cli_library")
+async def library() -> list[Child[int]]:
+    return [page.options(key="ok page").child(1), page.options(key="open page").child(WAITS)]
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -91,7 +96,7 @@ async def _statuses(handle: Handle[Any]) -> list[Status]:
 
 
 async def fill(folder: Path) -> None:
-    """Families that ended (`ok`, `failed`, `bound`, `unbound`, `unsummed`) and that have not (`waiting`, `shelf`, `reader`, `sleeper`)."""
+    """Families that ended (`ok`, `failed`, `bound`, `unbound`, `unsummed`) and that have not (the others)."""
     settings = EngineSettings(idle_seconds=0.01)
     async with Durable(folder, config=Config(engine=settings), limits=Limits(max_running=2)) as app:
         for what, key, pages in (
@@ -108,6 +113,9 @@ async def fill(folder: Path) -> None:
                 await handle.wait(timeout=20)
             except RunError:
                 pass
+        await (await page.options(key="ok page").start(1))
+        await page.options(key="open page").start(WAITS)
+        shelved = await library.options(key="library").start()
         sleeping = await sleeper.options(key="sleeper").start()
         waiting = await book.options(key="waiting").start([WAITS, *range(1, 15), WAITS + 1])
         reading = await reader.options(key="reader").start()
@@ -115,7 +123,8 @@ async def fill(folder: Path) -> None:
 
         async def all_wait() -> bool:
             return (
-                (await _statuses(waiting)).count(Status.COMPLETED) == 14
+                await shelved.status() is Status.WAITING_FOR_CHILDREN
+                and (await _statuses(waiting)).count(Status.COMPLETED) == 14
                 and len(await reading.children()) == 3
                 and (await _statuses(full))[:1] == [Status.WAITING_FOR_CHILDREN]
             )

@@ -144,6 +144,18 @@ def test_show_tells_of_children_that_the_body_awaits_or_starts(durable: Cli) -> 
     assert "of task 'cli_reader', " in shown(durable, "own") and ", which started it\n" in shown(durable, "own")
 
 
+def test_show_tells_of_children_that_a_key_named(durable: Cli) -> None:
+    """They are runs of somebody else, which the run waits for all the same; cancelled, they tell it."""
+    out = shown(durable, "library")
+    assert re.search(r"\nchildren  2 by key, 1 ended: 1 (ready|running), 1 completed\n", out)
+    assert re.search(r"\n  \w{32}  cli_page  by key  completed .* -> 10\n", out)
+    run_id = durable("show", "library", "--json").json["run_id"]
+    assert f"\nchild of  {run_id}, by its key\n" in shown(durable, "open page")
+    assert durable("cancel", "open page").out.endswith(
+        f"is now cancelled; its parent {run_id} is now children_failed\n"
+    )
+
+
 def test_show_tells_that_a_run_was_let_go_while_it_waited(durable: Cli) -> None:
     """A run that wait made room for, and what it took from the log when it went on."""
     out = shown(durable, "sleeper")

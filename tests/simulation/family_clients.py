@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,13 @@ from durable.core.query import RunFilter
 from durable.core.records import CALLS, RESULTS, Kind
 from durable.core.run import Run, fold
 from durable.core.status import Status
-from durable.errors import ShuttingDownError, StorageError
+from durable.errors import ShuttingDownError, StorageError, TransitionError
 from durable.testing.oracle import SimulationError
 from durable.testing.simulate import Life, Simulation
 from tests.simulation.engine_clients import LATER, _quietly
 from tests.simulation.family_programs import Plan, outcome, plainly, task_of
 
-RETRIES_MAX = 30
+RETRIES_MAX = 100
 
 
 @dataclass
@@ -67,7 +68,8 @@ class FamilyClient:
         for _ in range(RETRIES_MAX):
             if not (self.mends and run.dead):
                 break
-            await _quietly(life.retry(run_id))
+            with suppress(TransitionError):
+                await life.retry(run_id)
             run = await self._ended(life, run_id)
         if run.status is Status.COMPLETED:
             self.result = plainly(await (await life.app.get(run_id)).wait())
