@@ -13,11 +13,14 @@ from time import perf_counter
 
 import durable
 from benchmarks.memory import Peak, resident_mb
-from benchmarks.workloads import ASLEEP_STARTERS, Figures, one_after_another
+from benchmarks.workloads import ASLEEP_IDLE_SECONDS, ASLEEP_QUEUED_MAX, ASLEEP_STARTERS, Figures, one_after_another
 from durable import BackpressureError, Config, Durable, Limits, Status, step, task
+from durable.config import EngineSettings
 
 SAMPLES = 20
 HOURS = 6 * 3600.0
+#: For the process that starts them only: slots are taken from bodies that sleep once in a quarter of this time, and a million wait for one.
+STARTING = Config(engine=EngineSettings(idle_seconds=ASLEEP_IDLE_SECONDS))
 DELAYED = 10  # one run in so many has not begun, the others sleep in their bodies
 #: Runs that a process may have in hand: bodies that hold a slot, as nobody needs it, and others.
 LOADED_MAX = Limits().max_running + Config().engine.idle_runs_max
@@ -58,10 +61,21 @@ async def fill(directory: Path, count: int) -> Figures:
     samples: list[str] = []
     refused = 0
 
+    room = asyncio.Event()
+
+    async def watch(app: Durable) -> None:
+        while True:
+            if (await app.stats()).queued > ASLEEP_QUEUED_MAX:
+                room.clear()
+            else:
+                room.set()
+            await asyncio.sleep(0.02)
+
     async def client(app: Durable) -> None:
         nonlocal refused
         for i in numbers:
             while True:
+                await room.wait()
                 try:
                     handle = await app.start(later if i % DELAYED == 0 else sleeper, i)
                 except BackpressureError as error:
@@ -72,13 +86,15 @@ async def fill(directory: Path, count: int) -> Figures:
             if i % (count // SAMPLES) < 2:  # one that has not begun, and a sleeper
                 samples.append(handle.run_id)
 
-    async with Durable(directory / "asleep") as app:
+    async with Durable(directory / "asleep", config=STARTING) as app:
         with Peak() as peak:
             began = perf_counter()
+            watching = asyncio.create_task(watch(app))
             await asyncio.gather(*(client(app) for _ in range(ASLEEP_STARTERS)))
             while (await app.stats()).queued:
                 await asyncio.sleep(0.05)
             took = perf_counter() - began
+            watching.cancel()
             await calm(app)
         assert (await app.stats()).loaded <= LOADED_MAX, await app.stats()
         await check(app, samples)

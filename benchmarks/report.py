@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.effects import RECORDED, STEPS
-from benchmarks.workloads import ASLEEP_OPENINGS, ASLEEP_RUNS, ASLEEP_STARTERS, CONCURRENCY, SHARES, Figures
+from benchmarks.workloads import (
+    ASLEEP_IDLE_SECONDS,
+    ASLEEP_OPENINGS,
+    ASLEEP_QUEUED_MAX,
+    ASLEEP_RUNS,
+    ASLEEP_STARTERS,
+    CONCURRENCY,
+    SHARES,
+    Figures,
+)
 
 HEADINGS = {
     "raw_inline": "raw, inline",
@@ -180,15 +189,17 @@ What has no counterpart elsewhere:
 - returned: one run that returns {counts["returned"]:,} children; *awaited*: one whose body awaits as many at once. *Peak MB*: how
   far the resident memory of the whole process, which executes all of them, rose at most above what it had before.
 - asleep: {counts["asleep"]:,} runs that sleep for six hours, nine in ten within their bodies and one in ten before it begins, are
-  started once, {ASLEEP_STARTERS} at a time. *Start*: until none waits for a slot; *starts put off*: refused for a while, as the flusher was
-  behind; *start peak MB*: how far memory rose in the process that starts them and begins their bodies. Then a new process
-  opens that store, and another one an empty one, {ASLEEP_OPENINGS} times in alternation; *MB above an empty store* is the difference of
-  their resident memory. In each {ASLEEP_RUNS} runs of one step are started, one after another: W1 beside those that sleep.
+  started once, {ASLEEP_STARTERS} at a time, none while more than {ASLEEP_QUEUED_MAX:,} wait for a slot, by a process with
+  `idle_seconds={ASLEEP_IDLE_SECONDS}`. *Start*: until none waits for a slot; *starts put off*: refused for a while, as the
+  flusher was behind; *start peak MB*: how far memory rose in that process, which also begins their bodies. Then a new process,
+  with settings as they come, opens that store, and another one an empty one, {ASLEEP_OPENINGS} times in alternation; *MB above an
+  empty store* is the difference of their resident memory. In each {ASLEEP_RUNS} runs of one step are started, one after another:
+  W1 beside those that sleep, and in an empty store.
 
-As a reference, not measured in this run: `durable-execution` 0.32.0 with its default interval, on another machine of this class that did
-other work as well (expect 40 % either way): parent, child and coordinator task p50 1.6 to 1.7 s, with a function 1.1 to 1.5 s; a chain of
-ten 6.5 s in memory, 9.0 s on SQLite, 10.2 s on PostgreSQL; its parents 496 to 804, 157 to 162 and 342 to 380 executions a second, its mix
-612 to 976, 128 to 221 and 295 to 514.
+As a reference, not measured in this run: `durable-execution` 0.32.0 with its default interval, on a machine of this class that
+did other work as well (expect 40 % either way), in memory, on SQLite and on PostgreSQL. A parent with one child and a coordinator
+that is a task, p50: 1.7, 1.6 and 1.7 s; with a function 1.1, 1.5 and 1.3 s. A chain of ten: 6.5, 9.0 and 10.2 s. Executions a
+second of the parents: 496 to 804, 157 to 162 and 342 to 380; of the mix: 612 to 976, 128 to 221 and 295 to 514.
 
 *Raw, inline*: append and `fdatasync` on the event loop. *Raw, through a thread*: the same in a thread, and back to the event
 loop, which is the least that an engine pays that never blocks the loop. *Floor*: `benchmarks/floor_engine.py`, a log, group

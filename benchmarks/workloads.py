@@ -35,6 +35,10 @@ QUICK_FAMILIES = {
 FULL_ASLEEP, QUICK_ASLEEP = {"asleep": 1_000_000}, {"asleep": 20_000}
 ASLEEP_OPENINGS, ASLEEP_OPENINGS_QUICK = 5, 2
 ASLEEP_STARTERS = 500  # clients that start those that sleep
+ASLEEP_QUEUED_MAX = (
+    5_000  # they hold back while more wait for a slot: what is measured are runs that sleep, not a queue
+)
+ASLEEP_IDLE_SECONDS = 0.1
 ASLEEP_RUNS = 500  # one after another, beside those that sleep, after each opening
 RESULT_OF_TEN = sum(range(STEPS))
 

@@ -22,9 +22,10 @@ def family_faults(runs: Mapping[str, Run], histories: Histories) -> Iterator[str
         if run.parent_id is not None:
             children[run.parent_id].append(run)
             yield from _birth(run, histories)
+    watched = [run for run in runs.values() if run.watchers]
     for run in runs.values():
         yield from _notes(run, histories)
-        yield from _state(run, children[run.run_id])
+        yield from _state(run, children[run.run_id], [one for one in watched if run.run_id in one.watchers])
         attached = [child for child in children[run.run_id] if child.attached]
         if attached:
             yield from _told(run, attached, histories)
@@ -61,16 +62,21 @@ def _notes(run: Run, histories: Histories) -> Iterator[str]:
             yield f"run {run.run_id} started {count} children by the call {what}"
 
 
-def _state(run: Run, children: Sequence[Run]) -> Iterator[str]:
+def _state(run: Run, children: Sequence[Run], watched: Sequence[Run]) -> Iterator[str]:
     """The counts of a run are those of its children; closed is closed."""
-    unfinished = [child.run_id for child in children if child.joined and not child.ended]
+    joined = [*(child for child in children if child.joined), *watched]
+    unfinished = [child.run_id for child in joined if not child.ended]
     if run.status in JOINING and len(unfinished) != run.unfinished:
         yield f"run {run.run_id} is {run.status} and counts {run.unfinished} unfinished children, they are {unfinished}"
     left = [child.run_id for child in children if child.attached and not child.ended]
     if run.closed and left:
         yield f"run {run.run_id} is closed, and its children {left} have not ended"
     if run.status is Status.COMPLETED and run.returned_seq and not run.lenient:
-        bad = [f"{child.run_id} {child.status}" for child in children if child.joined and child.status is not Status.COMPLETED]
+        bad = [
+            f"{child.run_id} {child.status}"
+            for child in children
+            if child.joined and child.status is not Status.COMPLETED
+        ]
         if bad:
             yield f"run {run.run_id}, which fails with any of its children, is completed, and they are: {', '.join(bad)}"
     if run.unfinished < 0 or run.awaiting < 0:
@@ -116,10 +122,16 @@ class _Times:
 def _numbers(run: Run, children: Sequence[Run], histories: Histories) -> Iterator[str]:
     """Each record that starts children started as many as it says; a coordinator begins when no child is left."""
     born = Counter(histories[child.run_id][0].batch for child in children)
+    for other in histories.values():  # runs that were there, and became children by their keys
+        born.update(each.batch for each in other if each.kind is Kind.WATCHED and each.head.get("by") == run.run_id)
     for record in histories[run.run_id]:
-        if record.kind is Kind.CHILDREN_STARTED and born[record.batch] != record.head.get("children", 0):
-            if not any(each.kind is Kind.COORDINATING and each.batch == record.batch for each in histories[run.run_id]):
-                yield f"record {record.seq} of run {run.run_id} starts {record.head} children, {born[record.batch]} are there"
+        if record.kind is Kind.CHILDREN_STARTED:
+            coordinators = [
+                each.head for each in histories[run.run_id] if each.batch == record.batch and "coordinator" in each.head
+            ]
+            expected = record.head.get("children", 0) + len(coordinators)
+            if born[record.batch] != expected:
+                yield f"record {record.seq} of run {run.run_id} starts {expected} children, {born[record.batch]} are there"
         if record.kind is Kind.COORDINATING:
             for child in (child for child in children if child.run_id != record.head.get("coordinator")):
                 if (

@@ -167,11 +167,13 @@ class Oracle:
                 self.blame(f"run {run.run_id} has {count} results of the call {call}")
         given_up: set[object] = set()
         for record in history:
-            call = (record.call, record.attempt, record.seq > run.returned_seq)
+            which = (record.call, record.attempt, record.seq > run.returned_seq)
             if record.kind is Kind.STEP_CANCELLED:
-                given_up.add(call)
-            elif record.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED) and call in given_up:
-                self.blame(f"record {record.seq} of run {run.run_id} is the result of a call that was given up: {record}")
+                given_up.add(which)
+            elif record.kind in (Kind.STEP_COMPLETED, Kind.STEP_FAILED) and which in given_up:
+                self.blame(
+                    f"record {record.seq} of run {run.run_id} is the result of a call that was given up: {record}"
+                )
 
     def verify(self) -> None:
         """Raise the first broken promise, if there is one."""

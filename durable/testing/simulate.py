@@ -240,9 +240,10 @@ class Witness:
     """Notes what one execution of a body sees, in order. Make it first in the body: `saw = Witness(ctx)`."""
 
     def __init__(self, ctx: Context[Any]) -> None:
-        self._backing: Any = ctx._backing
+        backing: Any = ctx._backing
+        self._backing = backing
         self._life, self._attempt = current_life.get(), ctx.attempt
-        self._run_id = self._backing.origin  # a coordinator sees other things than the body
+        self._run_id = backing.origin  # a coordinator sees other things than the body
         self._position = 0
 
     def __call__(self, value: T) -> T:

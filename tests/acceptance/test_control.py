@@ -1023,6 +1023,84 @@ async def test_retry_while_the_family_is_closing(app: Durable) -> None:
         assert await handle.wait(timeout=5) == [2, 110, "late"]
 
 
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+@pytest.mark.parametrize("status", ["failed", "children_failed", "on_children_complete_failed"])
+async def test_retry_twice_at_once(reopen: MakeApp, status: str, cold: bool) -> None:
+    """Is one retry; the others are refused, and do no harm: the run comes to its end, also when nobody has asked for it since a restart."""
+    async with reopen() as app:
+        handle = await in_status(app, status)
+        if cold:
+            await app.close()
+            app = await reopened(reopen)
+        try:
+            handle = await app.get(handle.run_id)
+            world.add("up")
+            results = await asyncio.gather(*(handle.retry() for _ in range(3)), return_exceptions=True)
+            assert sum(result is None for result in results) == 1
+            assert {type(result) for result in results} == {type(None), TransitionError}
+            await handle.wait(timeout=3)
+            assert await handle.status() == "completed"
+        finally:
+            if cold:
+                await app.close()
+
+
+async def reopened(reopen: MakeApp) -> Durable:
+    """Another application on the same store, open."""
+    app = reopen()
+    await app.open()
+    return app
+
+
+PAIRS = [
+    (status, first_verb, second_verb)
+    for status, verbs in {
+        "ready": ["cancel", "stop"],
+        "running": ["cancel", "stop"],
+        "suspended": ["cancel", "resume", "stop"],
+        "waiting_for_children": ["cancel", "stop"],
+        "waiting_for_on_children_complete": ["cancel", "stop"],
+        "failed": ["retry", "cancel"],
+        "children_failed": ["retry", "cancel"],
+        "on_children_complete_failed": ["retry", "cancel"],
+    }.items()
+    for first_verb in verbs
+    for second_verb in verbs
+]
+
+
+@pytest.mark.parametrize(("status", "first_verb", "second_verb"), PAIRS)
+async def test_two_verbs_at_once(app: Durable, status: str, first_verb: str, second_verb: str) -> None:
+    """One after the other, in whichever order: nothing but `TransitionError` comes of it, and the run can still come to an end."""
+    handle = await in_status(app, status)
+    world.add("up")
+    results = await asyncio.gather(
+        getattr(handle, first_verb)(), getattr(handle, second_verb)(), return_exceptions=True
+    )
+    assert all(result is None or type(result) is TransitionError for result in results), results
+    assert None in results or status == "waiting_for_children", results
+    if await handle.status() == "suspended":
+        await handle.resume()
+    for child in await handle.children():
+        with suppress(TransitionError):
+            await child.send("0", 1)
+            await child.send("1", 1)
+    with suppress(TransitionError):
+        await handle.send("go", 1)
+    with suppress(TransitionError):
+        await handle.send("end", 1)
+    if status in {"ready", "running"}:
+        await handle.cancel()
+    with suppress(RunCancelledError):
+        try:
+            await handle.wait(timeout=3)
+        except RunFailedError:
+            assert "retry" not in (first_verb, second_verb)
+    info = await closed(handle, 3)
+    assert info.status in {"completed", "cancelled"} or "retry" not in (first_verb, second_verb)
+    assert (await names(handle))[-1] in ENDS
+
+
 # -- timeouts
 
 
@@ -1295,8 +1373,8 @@ async def crashes(drive: Callable[[Durable], Any]) -> int:
             for crashing in (CrashingStore(memory, number, when), CrashingStore(memory)):  # type: ignore[arg-type]
                 try:
                     async with asyncio.timeout(10), Durable(crashing, config=QUICK, test_mode=True) as app:
-                        await drive(app)
-                        await judge_all(app, f"crash {when} commit {number}")
+                        await unless_crashed(crashing, drive(app))
+                        await unless_crashed(crashing, judge_all(app, f"crash {when} commit {number}"))
                 except TimeoutError:
                     if not crashing.crashed.is_set():
                         raise AssertionError(f"crash {when} commit {number}: it hangs") from None
@@ -1304,6 +1382,17 @@ async def crashes(drive: Callable[[Durable], Any]) -> int:
                     if not crashing.crashed.is_set():
                         raise
     return total
+
+
+async def unless_crashed(store: CrashingStore, work: Any) -> None:
+    """Do this, but no longer than the simulated process lives."""
+    doing, ended = asyncio.ensure_future(work), asyncio.ensure_future(store.crashed.wait())
+    await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
+    for each in (doing, ended):
+        each.cancel()
+    await asyncio.gather(doing, ended, return_exceptions=True)
+    if not store.crashed.is_set():
+        doing.result()
 
 
 async def judge_all(app: Durable, where: str) -> None:

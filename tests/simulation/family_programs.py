@@ -98,7 +98,11 @@ async def perform(ctx: Context, saw: Witness, part: Part, number: int) -> Return
                 plan = next(awaited)
                 saw((await task_of(plan).start(plan)).run_id)
     last = ctx.attempt >= ctx.max_attempts
-    if part.ending == "fail" or (part.ending == "flaky" and not last) or (part.ending == "mend" and ctx.attempt < MENDED):
+    if (
+        part.ending == "fail"
+        or (part.ending == "flaky" and not last)
+        or (part.ending == "mend" and ctx.attempt < MENDED)
+    ):
         raise Flaw(number)
     children: Any = [task_of(plan).child(plan) for plan in part.children]
     if part.shape == "dict":
@@ -276,11 +280,11 @@ class Drawing:
             plan.body.acts, plan.body.awaited, plan.body.ending, plan.body.shape = [], [], "value", "list"
         attempts = 2 if kind.startswith("task") else plan.attempts
         if kind.split()[0] in ("function", "task", "generator", "chain"):
-            plan.then = self.part(depth, own, deep and rng.random() < 0.3, attempts)
+            plan.then = self.part(depth, own, deep and rng.random() < 0.3, attempts, again=False)
         return plan
 
-    def part(self, depth: int, mends: bool, deep: bool, attempts: int) -> Part:
-        """What one function does."""
+    def part(self, depth: int, mends: bool, deep: bool, attempts: int, again: bool = True) -> Part:
+        """What one function does. A coordinator that is retried returns new children, and not the same `again`."""
         rng = self.rng
         part = Part(shape=rng.choice(("list", "list", "dict", "deep")))
         for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
@@ -298,7 +302,7 @@ class Drawing:
         if deep:
             for _ in range(min(rng.choice((0, 1, 2, 3, 6)), self.left)):
                 if self.left > 0:
-                    part.children.append(self.plan(depth + 1, mends))
+                    part.children.append(self.plan(depth + 1, mends and again))
         return part
 
 

@@ -30,7 +30,7 @@ from tests.simulation.test_engine_crashes import _LOGGERS, quiet
 __all__ = ["quiet"]  # the fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-SEEDS = int(os.environ.get("DURABLE_FAMILY_SEEDS", "300"))
+SEEDS = int(os.environ.get("DURABLE_FAMILY_SEEDS", "200"))
 
 
 def make_simulation(rng: random.Random, seed: int) -> Simulation:
