@@ -23,6 +23,7 @@ class Effect(Enum):
     INTERRUPT = "stop the body"
     SETTLE = "tell those who wait for the end, and cancel the children that belong to the run"
     ROUSE = "go on with a run that is asleep"
+    PAUSE = "let others have the slot of a body that waits for long"
     REST = "let go of the body: the run goes on from its record"
 
 
@@ -32,7 +33,7 @@ REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
         Kind.STARTED: (Effect.EXECUTE,),
         Kind.RETRYING: (Effect.SCHEDULE,),
         Kind.RECOVERED: (Effect.EXECUTE,),
-        Kind.WAITING: (),
+        Kind.WAITING: (Effect.PAUSE,),
         Kind.SUSPENDED: (Effect.INTERRUPT,),
         Kind.RESUMED: (Effect.SCHEDULE,),
         Kind.COMPLETED: (Effect.SETTLE,),
@@ -46,7 +47,7 @@ REACTIONS: Mapping[Kind, tuple[Effect, ...]] = MappingProxyType(
         Kind.STEP_FAILED: (Effect.DELIVER,),
         Kind.STEP_CANCELLED: (),
         Kind.STEP_RETRYING: (),
-        Kind.TIMER_SET: (),
+        Kind.TIMER_SET: (Effect.PAUSE,),
         Kind.CHILD_STARTED: (),
         Kind.SIGNAL: (Effect.RECEIVE,),
         Kind.CHILD_ENDED: (Effect.ROUSE,),

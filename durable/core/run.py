@@ -113,6 +113,11 @@ class Run:
         """The number of the last attempt that the policy allows."""
         return self.attempt_base + self.retry.max_attempts
 
+    def become(self, other: Run) -> None:
+        """Take over the state of a copy that was made before."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+
     def copy(self) -> Run:
         """A copy that further records do not change."""
         twin = Run(*_FIELDS(self))

@@ -29,6 +29,7 @@ class Delivery:
         "_activity",
         "_concurrent",
         "_diverged",
+        "_handed",
         "_has_step",
         "_held",
         "_live",
@@ -64,6 +65,8 @@ class Delivery:
         self._run_new_steps = run_new_steps
         self._waiting: dict[Call, asyncio.Future[Record]] = {}
         self._held: dict[Call, asyncio.Future[None]] = {}
+        #: Calls that have their result, and have not gone on with it.
+        self._handed: set[Call] = set()
         #: Calls that the code gained since the run began.
         self.added: frozenset[Call] = frozenset()
         self._live: list[Sequence[Record]] = []
@@ -103,6 +106,7 @@ class Delivery:
         """Nobody waits for this call any more."""
         self._waiting.pop(call, None)
         self._held.pop(call, None)
+        self._handed.discard(call)
         if self._memo.replaying:  # a call that was given up: the batch that recorded this may be next
             self._acted()
             self._arm()
@@ -131,8 +135,8 @@ class Delivery:
 
     @property
     def delivering(self) -> bool:
-        """Whether results wait to be handed back."""
-        return bool(self._live) or self._memo.replaying
+        """Whether results are on their way to their calls."""
+        return bool(self._live or self._handed) or self._memo.replaying
 
     def close(self) -> None:
         """The attempt is over."""
@@ -152,6 +156,7 @@ class Delivery:
             future = self._waiting.pop(record.call, None)
             if future is not None and not future.done():
                 future.set_result(record)
+                self._handed.add(record.call)
 
     def _arm(self) -> None:
         """See to it that `_quiet` is called once the run is quiet."""

@@ -24,6 +24,7 @@ from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX, Residence
+from durable.engine.revival import Revival
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
 from durable.engine.starting import Starter
@@ -62,6 +63,7 @@ class Engine:
         self._table: Table
         self._kinship: Kinship
         self._residence: Residence
+        self._revival: Revival
         self._bringing: asyncio.Task[None] | None = None
         self._hub = Hub()
         self._state = "new"
@@ -106,6 +108,7 @@ class Engine:
         lifecycle = self._lifecycle = Lifecycle()
         table = self._table = lifecycle.table = Table(self._store, self._read_later)
         kinship = self._kinship = lifecycle.kinship = Kinship(table, self._store, self._codec, settings)
+        kinship.let_go, self._revival = lifecycle.let_go, Revival(kinship)
         residence = self._residence = lifecycle.residence = Residence(table, self._store, self._clock, settings)
         pipeline = kinship.pipeline = residence.pipeline = Pipeline(
             self._store, self._clock, settings.history_records_max,
@@ -178,6 +181,7 @@ class Engine:
             self._state = "closed"
             for entry in self._table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
+                entry.definition = None  # who closed an application may keep it, and need not keep its tasks
             self._hub.wake_all()
             self._task_defined = None
             await services.invoker.close()
@@ -259,6 +263,7 @@ class Engine:
             raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
         entry = await self._load(run_id)
         if entry.settled:
+            self._lifecycle.let_go(entry)
             return await self.find_run(run_id)  # it ended in between
         failure = self._services.pipeline.failure
         if failure is not None:
@@ -365,7 +370,7 @@ class Engine:
         entry = await self._load(run_id)
         entry.held += 1
         try:
-            await self._kinship.revive(entry)
+            await self._revival.revive(entry)
             await self._services.pipeline.durable(entry)
         finally:
             entry.held -= 1

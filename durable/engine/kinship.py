@@ -24,14 +24,13 @@ from durable.core.commands import (
     Complete,
     Coordinate,
     Create,
-    Revive,
     Suspend,
     Watch,
 )
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Record
 from durable.core.run import Join, Run
-from durable.core.status import ENDED, Status
+from durable.core.status import Status
 from durable.engine.entry import Entry
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
@@ -59,6 +58,8 @@ class Kinship:
     pipeline: Pipeline
     scheduler: Scheduler
     starter: Starter
+    #: Called with a run that nobody needs in memory any more who did.
+    let_go: Callable[[Entry], None]
 
     def __init__(self, table: Table, store: Store, codec: TaggedJson, settings: EngineSettings) -> None:
         self._table = table
@@ -244,7 +245,7 @@ class Kinship:
         """Give these children of a run their outcomes."""
         missing = {child.run_id for child in children}
         ended: dict[str, Run] = {}
-        async for run in self._pages(RunFilter(parent_id=run_id, limit=FAMILY_PAGE)):
+        async for run in self.relatives(RunFilter(parent_id=run_id, limit=FAMILY_PAGE)):
             if run.run_id in missing:
                 ended[run.run_id] = run
         for child in children:
@@ -255,7 +256,8 @@ class Kinship:
                 raise RunNotFoundError(f"no run has the id {child.run_id!r}, which is named as a child of run {run_id}")
             child.end(found, self._codec)
 
-    async def _pages(self, wanted: RunFilter) -> AsyncIterator[Run]:
+    async def relatives(self, wanted: RunFilter) -> AsyncIterator[Run]:
+        """All runs that match, as the store has them."""
         while True:
             page = await patiently(partial(self._store.query, wanted))
             for run in page:
@@ -263,6 +265,14 @@ class Kinship:
             if len(page) < wanted.limit:
                 return
             wanted = replace(wanted, after=page[-1].run_id)
+
+    async def closed(self, entry: Entry) -> None:
+        """Wait until the run is closed in the store, where its children are looked up, if it is being closed."""
+        closing = self._closing.get(entry)
+        if closing is not None:
+            await asyncio.wait((closing,))
+        if entry.run.returned_seq:
+            await self.pipeline.durable(entry)
 
     async def stop(self) -> None:
         """Close no more runs: the next process finds them not closed."""
@@ -295,61 +305,15 @@ class Kinship:
     async def _close(self, entry: Entry, reason: str) -> None:
         """The same for children that are not all on the table."""
         try:
-            async for run in self._pages(RunFilter(parent_id=entry.run.run_id, open=True, limit=PAGE)):
+            async for run in self.relatives(RunFilter(parent_id=entry.run.run_id, open=True)):
                 child = await patiently(partial(self._table.load, run.run_id)) if run.attached else None
                 if child is not None and not child.run.ended:
                     self.pipeline.stage(child, Cancel(reason))
+                elif child is not None:
+                    self.let_go(child)
             self.pipeline.stage(entry, Close())
         except DurableError as error:
             logger.debug("run %s is closed by the next process: %s", entry.run.run_id, error)
-
-    # --- trying again -----------------------------------------------------------------------------------------------------------
-
-    async def revive(self, entry: Entry) -> None:
-        """Try a run that failed again, with those of its family that failed or were cancelled with it. Raises `TransitionError`."""
-        wishes: list[Wish] = []
-        try:
-            await self._revive(entry, wishes, by_parent=False)
-            (_, command), *further = wishes
-            self.pipeline.stage(entry, command, *further)
-        except BaseException:
-            for child in {wish[0] for wish in wishes if wish[0] is not entry}:
-                self._let_go(child)
-            raise
-        finally:
-            for relative in {wish[0] for wish in wishes if wish[0] is not entry}:
-                relative.held -= 1
-
-    async def _revive(self, entry: Entry, wishes: list[Wish], *, by_parent: bool) -> None:
-        """Gather the wishes for a run and those of its family."""
-        closing = self._closing.get(entry)
-        if closing is not None:
-            await asyncio.wait((closing,))
-        await self.pipeline.durable(entry)  # what closed the run is in the store, where its children are looked up
-        run = entry.run
-        failed: list[str] = []
-        if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:
-            again = {Status.CANCELLED} if run.lenient else ENDED - {Status.COMPLETED}
-            wanted = RunFilter(parent_id=run.run_id, status=frozenset(again), limit=PAGE)
-            family = [child async for child in self._pages(wanted)]
-            failed = [child.run_id for child in family if child.joined and child.run_id != run.coordinator_id]
-        wishes.append((entry, Revive(len(failed), by_parent)))
-        if run.returned_seq and not failed and run.coordinator_id is not None:
-            wishes.append((entry, Coordinate(run.coordinator_id)))
-            failed = [run.coordinator_id]
-        for run_id in failed:
-            child = await patiently(partial(self._table.load, run_id))
-            if child is None:
-                raise RunNotFoundError(f"no run has the id {run_id!r}, which belongs to run {run.run_id}")
-            child.held += 1
-            child.parent = entry
-            entry.children.add(child)
-            await self._revive(child, wishes, by_parent=True)
-
-    def _let_go(self, child: Entry) -> None:
-        if child.parent is not None:
-            child.parent.children.discard(child)
-            child.parent = None
 
 
 def _ended(run: Run) -> ChildEnded:

@@ -58,6 +58,7 @@ class Lifecycle:
             Effect.SETTLE: self._settle,
             Effect.ROUSE: self._rouse,
             Effect.REST: self._rest,
+            Effect.PAUSE: self._pause,
         }
 
     def publish(self, unit: Unit) -> None:
@@ -94,7 +95,8 @@ class Lifecycle:
         """Let a run that was read from the store go on."""
         run = entry.run
         if run.ended:
-            self.kinship.close(entry)
+            if entry.settled:  # else its end is not durable yet
+                self.kinship.close(entry)
         elif find_task(run.task) is None:
             self.orphan(entry)
         elif not self._suspended_for_user(entry):
@@ -261,6 +263,9 @@ class Lifecycle:
         """Something came that the run waits for."""
         if not self.services.closing.is_set() and entry.task is None and not entry.run.executing:
             self.go_on(entry)
+
+    def _pause(self, entry: Entry, record: Record) -> None:
+        self.residence.waits(entry, record.head.get("until"))
 
     def _rest(self, entry: Entry, record: Record) -> None:
         """Its body was stopped when this was staged: see `Residence`."""

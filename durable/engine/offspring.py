@@ -39,16 +39,19 @@ async def run_child(
             child = await wait.ended()
         if not wait.is_recorded:
             await wait.record(child)
+            wait.is_recorded = True
         return await wait.outcome
     except (AppError, LogFencedError):
         raise  # no outcome of the child: the next process goes on
     except DurableError as error:
         attempt.note_failure(call, error, wait.head)
+        wait.is_recorded = True
         return await wait.outcome
     except asyncio.CancelledError:
         if not attempt.interrupted and attempt.entry.run.executing and not wait.is_recorded:
             # Nothing is awaited here: on replay there would be nothing to await.
             note = attempt.outcome_note(call, Kind.STEP_CANCELLED, None, wait.head)
+            wait.is_recorded = True  # a call has one outcome: what the child's end says comes too late
             attempt.services.families.give_up(attempt.entry, note, wait.child_id)
         raise
 
@@ -88,6 +91,8 @@ class ChildWait:
         attempt, services = self._attempt, self._attempt.services
         child = await patiently(partial(services.families.load, self.child_id))
         if child is None or child.run.ended or child.parent is not attempt.entry:
+            if child is not None:
+                services.families.let_go(child)
             return await self._told()  # a run that only its key names does not know of this one, and could not wake it
         child.on_end = self._on_end
         attempt.awaited[self._call] = child
@@ -105,7 +110,7 @@ class ChildWait:
         attempt = self._attempt
         over = attempt.interrupted or not attempt.entry.run.executing or attempt.entry.execution is not attempt
         full = attempt.entry.run.seq + 1 >= attempt.services.settings.history_records_max
-        if over or full or run.returned_seq or self._call not in attempt.performing:
+        if over or full or run.returned_seq or self.is_recorded or self._call not in attempt.performing:
             return None
         self.is_recorded = True
         if run.status is Status.COMPLETED:

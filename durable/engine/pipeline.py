@@ -83,8 +83,8 @@ class Pipeline:
     def stage(self, entry: Entry, command: Command, *further: tuple[Entry, Command]) -> list[Record]:
         """Decide a command and put its records into the next commit. Raises what `decide` raises, and the store's failure.
 
-        Its records, those of `further` commands (which are never refused), and what all of them entail for other runs become durable
-        together or not at all. Returns the records of the first command.
+        Its records, those of `further` commands, and what all of them entail for other runs (which is never refused) become durable
+        together or not at all; where one is refused, nothing is staged. Returns the records of the first command.
         """
         if self.failure is not None:
             raise LogFencedError(str(self.failure)) from self.failure
@@ -95,10 +95,20 @@ class Pipeline:
             return decided
         staged: list[tuple[Entry, Record]] = []
         work = deque(further)
-        self._take(entry, decided, staged, work)
-        while work:
-            entry, command = work.popleft()
-            self._take(entry, decide(entry.run, command, self._clock.now(), self._records_max), staged, work)
+        before = (
+            [(other, other.run.copy()) for other in (entry, *(wish[0] for wish in further)) if other.run.seq]
+            if further
+            else []
+        )
+        try:
+            self._take(entry, decided, staged, work)
+            while work:
+                other, command = work.popleft()
+                self._take(other, decide(other.run, command, self._clock.now(), self._records_max), staged, work)
+        except BaseException:
+            for other, run in before:
+                other.run.become(run)
+            raise
         if staged:
             self._place(staged)
         return decided

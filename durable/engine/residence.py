@@ -7,6 +7,7 @@ that it needs; when it is due, or somebody asks for it, it comes back.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,8 @@ logger = logging.getLogger("durable.engine")
 PAGE = 500
 #: A body that is about to wait this many times `engine.idle_seconds` gives its slot to others at once.
 LONG_WAIT = 10
+#: Shortest time between two looks at bodies that wait, seconds.
+LOOK_SECONDS = 0.01
 #: With more runs than this in the queue for slots, no further ones are read from the store, which looks again after so many seconds.
 QUEUED_MAX, QUEUED_SECONDS = 20_000, 0.05
 
@@ -48,7 +51,10 @@ class Residence:
         self._loop = asyncio.get_running_loop()
         #: Bodies that wait for a time, a signal or a child, those that have waited longest first; with the loop's time of their beginning.
         self._paused: dict[Entry, float] = {}
-        self._looking: asyncio.Handle | None = None
+        #: Those of them that were about to wait for long when they began.
+        self._long: dict[Entry, None] = {}
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.TimerHandle | None = None
         #: Runs without a body that wait in memory, those that have waited longest first.
         self._resting: dict[Entry, None] = {}
         #: Whatever was due up to this time is on the table.
@@ -70,41 +76,70 @@ class Residence:
     def unpaused(self, entry: Entry) -> None:
         """The body waits for none of them any more."""
         self._paused.pop(entry, None)
+        self._long.pop(entry, None)
+
+    def waits(self, entry: Entry, until: float | None) -> None:
+        """It is on record that a call of the body waits, until this wall-clock time if that is known."""
+        if until is not None and entry in self._paused and self._is_long(until):
+            self._long[entry] = None
+            if self.scheduler.queued:
+                self._look_soon()
+
+    def _is_long(self, until: float) -> bool:
+        return until - self._clock.now() >= LONG_WAIT * self._settings.idle_seconds
 
     def crowded(self) -> None:
         """A run waits for a slot."""
-        if self._paused:
+        if self._long:
+            self._look_soon()
+        elif self._paused:
             self._look_later()
 
+    def _look_soon(self) -> None:
+        if self._soon is None:
+            self._soon = self._loop.call_soon(self._look)
+
     def _look_later(self) -> None:
-        if self._looking is None:
-            self._looking = self._loop.call_soon(self._look)
+        if self._later is None:
+            since = next(iter(self._paused.values()))
+            wait = max(since + self._settings.idle_seconds - self._loop.time(), LOOK_SECONDS)
+            self._later = self._loop.call_later(wait, self._look_again)
+
+    def _look_again(self) -> None:
+        self._later = None
+        self._look()
 
     def _look(self) -> None:
         """Free as many slots as runs wait for, as far as bodies that wait hold them."""
-        self._looking = None
+        self._soon = None
+        if self.scheduler.closed:
+            return
+        for entry in list(itertools.islice(self._long, self.scheduler.queued)):
+            del self._long[entry]
+            until = entry.execution.wakes_at if entry.execution is not None else None
+            if until is not None and self._is_long(until):
+                self._free(entry)
         wanted = self.scheduler.queued
-        if wanted and self._paused and not self.scheduler.closed:
-            self._free(wanted)
+        if wanted and self._paused:
+            self._free_oldest(wanted)
             if self._paused:
-                wait = self._settings.idle_seconds
-                self._looking = self._loop.call_later(max(wait / 4, 0.01), self._look)
+                self._look_later()
 
-    def _free(self, wanted: int) -> None:
-        now, wall = self._loop.time(), self._clock.now()
+    def _free_oldest(self, wanted: int) -> None:
+        """Free slots of bodies that have waited long enough, and are not about to go on."""
         least = self._settings.idle_seconds
+        now, wall = self._loop.time(), self._clock.now()
         for entry, since in list(self._paused.items()):
-            if not wanted:
+            if not wanted or now - since < least:
                 return
-            if not entry.slot or not entry.counted or entry.execution is None or not entry.execution.idle:
-                continue
-            until = entry.execution.wakes_at
-            if until is None:
-                is_long = now - since >= least
-            else:
-                is_long = until - wall >= LONG_WAIT * least or (now - since >= least and until - wall >= least)
-            if is_long:
-                wanted -= self._put_to_sleep(entry)
+            until = entry.execution.wakes_at if entry.execution is not None else None
+            if until is None or until - wall >= least:
+                wanted -= self._free(entry)
+
+    def _free(self, entry: Entry) -> bool:
+        if not entry.slot or not entry.counted or entry.execution is None or not entry.execution.idle:
+            return False
+        return self._put_to_sleep(entry)
 
     def _make_room(self, wanted: int) -> None:
         """Too many bodies wait: let go of those that have waited longest."""
@@ -120,7 +155,7 @@ class Residence:
         except DurableError:
             return False  # it is ending, or the store failed
         execution.interrupt()  # from here on the body could record nothing more
-        self._paused.pop(entry, None)
+        self.unpaused(entry)
         return True
 
     # --- runs without a body ----------------------------------------------------------------------------------------------------
@@ -164,7 +199,7 @@ class Residence:
 
     async def close(self) -> None:
         """Bring back no more."""
-        for timer in (self._timer, self._looking):
+        for timer in (self._timer, self._soon, self._later):
             if timer is not None:
                 timer.cancel()
         if self._reading is not None:

@@ -48,6 +48,11 @@ class Families(Protocol):
         """Give these children of a run their outcomes."""
         ...
 
+    @property
+    def let_go(self) -> Callable[[Entry], None]:
+        """To be called with a run that nobody needs in memory any more who did."""
+        ...
+
     async def load(self, run_id: str) -> Entry | None:
         """The run, read from the store if need be."""
         ...

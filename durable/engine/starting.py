@@ -163,7 +163,7 @@ class Starter:
 
     async def _reunite(self, existing: Run, task: TaskDefinition) -> None:
         """A run that waits for its user's return goes on with the identity that the fresh start brings."""
-        if task.auto_recover or existing.status is not Status.SUSPENDED:
+        if task.auto_recover or existing.ended:
             return
         entry = await self._table.load(existing.run_id)
         if entry is None or entry.run.status is not Status.SUSPENDED:

@@ -1470,3 +1470,59 @@ async def test_crash_everywhere_around_stop_and_resume() -> None:
         assert (await handle.wait(timeout=5))[:2] == [2, 9]
 
     assert await crashes(drive) > 5
+
+
+# -- retries at random moments
+
+chance = random.Random(0)
+
+
+@step(name="accept_control_flaky")
+async def flaky(n: int) -> int:
+    if "up" not in world and chance.random() < 0.5:
+        raise ConnectionError("down")
+    await asyncio.sleep(chance.random() * 0.003)
+    return n
+
+
+@control
+async def flaky_leaf(n: int) -> int:
+    await durable.sleep(n % 5 * 0.001)
+    return await flaky(n) + await flaky(n + 100)
+
+
+@control(on_children_complete=lambda children: sum(child.result for child in children))
+async def flaky_family(n: int) -> list[Child[int]]:
+    return [flaky_leaf.child(n), flaky_leaf.child(n + 1), flaky_leaf.child(n + 2)]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("part", range(4))
+async def test_retries_at_random_moments(part: int) -> None:
+    """Families that fail and are retried, one verb after the other, over a restart: once the world is up, each comes to its result."""
+    for seed in range(part * 10, part * 10 + 10):
+        chance.seed(seed)
+        world.clear()
+        store = MemoryStore()
+        async with Durable(store, config=QUICK, test_mode=True) as app:
+            ids = [(await app.start(flaky_family, n)).run_id for n in range(4)]
+        for slots in (1, 50):
+            async with Durable(store, config=QUICK, test_mode=True, limits=Limits(max_running=slots)) as app:
+                for _ in range(60):
+                    await asyncio.sleep(chance.random() * 0.001)
+                    with suppress(TransitionError):
+                        await (await app.get(chance.choice(ids))).retry()
+        world.add("up")
+        async with Durable(store, config=QUICK, test_mode=True) as app:
+            for n, run_id in enumerate(ids):
+                handle = await app.get(run_id)
+                for _ in range(200):
+                    if (info := await handle.info()).status == "completed":
+                        break
+                    with suppress(TransitionError):
+                        await handle.retry()
+                    await asyncio.sleep(0.005)
+                children = [str(await child.status()) for child in await handle.children()]
+                assert info.status == "completed", f"seed {seed}: {info.status}, children {children}, error {info.error}"
+                assert await handle == 3 * (2 * n + 100) + 6
+                assert children == ["completed"] * 3

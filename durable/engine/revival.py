@@ -1,0 +1,87 @@
+"""Revival: a run that failed is tried again, with those of its family that failed, or were cancelled, with it.
+
+Law: what completed is kept. All of a family that goes on goes on by one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+
+from durable.core.commands import Coordinate, Revive
+from durable.core.query import RunFilter
+from durable.core.status import ENDED, Status
+from durable.engine.entry import Entry
+from durable.engine.kinship import Kinship
+from durable.engine.services import patiently
+from durable.engine.starting import Wish
+from durable.errors import RunNotFoundError
+
+
+class Revival:
+    """Tries families again, one at a time: two at once would gather the same runs."""
+
+    def __init__(self, kinship: Kinship) -> None:
+        self._kinship = kinship
+        self._lock = asyncio.Lock()
+
+    async def revive(self, entry: Entry) -> None:
+        """Stage the retry of a run. Raises `TransitionError`."""
+        async with self._lock:
+            family: dict[Entry, list[Entry]] = {}
+            try:
+                await self._gather(entry, family)
+                wishes = list(self._wishes(entry, family, by_parent=False))
+                self._stage(wishes, [(child, parent) for parent, children in family.items() for child in children])
+            finally:
+                for children in family.values():
+                    for child in children:
+                        child.held -= 1
+                        self._kinship.let_go(child)
+
+    async def _gather(self, entry: Entry, family: dict[Entry, list[Entry]]) -> None:
+        """Load the runs that may go on with this one, and theirs."""
+        await self._kinship.closed(entry)
+        run, ids = entry.run, list[str]()
+        if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:
+            again = {Status.CANCELLED} if run.lenient else ENDED - {Status.COMPLETED}
+            async for child in self._kinship.relatives(RunFilter(parent_id=run.run_id, status=frozenset(again))):
+                if child.joined and child.run_id != run.coordinator_id:
+                    ids.append(child.run_id)
+        if run.returned_seq and not ids and run.coordinator_id is not None:
+            ids.append(run.coordinator_id)
+        children = family[entry] = []
+        for run_id in ids:
+            loaded = await patiently(partial(self._kinship.load, run_id))
+            if loaded is None:
+                raise RunNotFoundError(f"no run has the id {run_id!r}, which belongs to run {run.run_id}")
+            loaded.held += 1
+            children.append(loaded)
+            await self._gather(loaded, family)
+
+    def _wishes(self, entry: Entry, family: dict[Entry, list[Entry]], *, by_parent: bool) -> Iterator[Wish]:
+        run = entry.run
+        failed = [child for child in family[entry] if child.run.ended and child.run.status is not Status.COMPLETED]
+        if any(child.run.run_id == run.coordinator_id for child in failed):
+            yield entry, Revive(by_parent=by_parent)
+            yield entry, Coordinate(run.coordinator_id)
+        else:
+            yield entry, Revive(len(failed), by_parent)
+        for child in failed:
+            yield from self._wishes(child, family, by_parent=True)
+
+    def _stage(self, wishes: list[Wish], ties: list[tuple[Entry, Entry]]) -> None:
+        going = {entry for entry, _ in wishes}
+        ties = [(child, parent) for child, parent in ties if child in going and child.parent is None]
+        for child, parent in ties:
+            child.parent = parent
+            parent.children.add(child)
+        try:
+            (entry, command), *further = wishes
+            self._kinship.pipeline.stage(entry, command, *further)
+        except BaseException:
+            for child, parent in ties:
+                child.parent = None
+                parent.children.discard(child)
+            raise
