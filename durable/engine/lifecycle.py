@@ -313,6 +313,7 @@ class Lifecycle:
                     waiter.set_result(ended)
             entry.waiters.clear()
         self.kinship.close(entry)
-        if entry.parent is not None:
-            entry.parent.children.discard(entry)
-            self.let_go(entry.parent)
+        parent, entry.parent = entry.parent, None  # the parent may leave memory, and come back as another entry
+        if parent is not None:
+            parent.children.discard(entry)
+            self.let_go(parent)

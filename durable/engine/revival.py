@@ -73,7 +73,7 @@ class Revival:
 
     def _stage(self, wishes: list[Wish], ties: list[tuple[Entry, Entry]]) -> None:
         going = {entry for entry, _ in wishes}
-        ties = [(child, parent) for child, parent in ties if child in going and child.parent is None]
+        ties = [(child, parent) for child, parent in ties if child in going]
         for child, parent in ties:
             child.parent = parent
             parent.children.add(child)

@@ -1,8 +1,8 @@
 """The writer: one batch in flight, one sync per batch, one wake-up of the loop per batch.
 
 Law: a future resolves only after the sync that covers all its payloads returned. The first failed write, sync or
-rename fences the writer for the life of the process; a sync is never tried again. All state belongs to the loop; the
-worker only does I/O.
+rename fences the writer for the life of the process, on the workers at once and on the loop when it is told; a sync is
+never tried again. All state but that failure belongs to the loop; the workers only do I/O.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from durable.clock import Clock
 from durable.config import LogSettings
@@ -55,6 +55,7 @@ class Waiter(Protocol):
 
 
 _Waiting = tuple[Sequence[bytes], int, Waiter]
+_Result = TypeVar("_Result")
 
 
 def write_batch(file: LogFile, chunk: bytes, offset: int) -> None:
@@ -96,6 +97,7 @@ class Writer:
         self._closing = self._closed = False
         self._prepare_after = 0.0
         self._idle: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
         self.fenced_by: str | None = None
 
     # -- what callers see
@@ -167,7 +169,7 @@ class Writer:
         assert active.file is not None
         self._in_flight = True
         job = partial(write_batch, active.file, b"".join(parts), active.end)
-        self._worker.submit(job, partial(self._batch_done, resolved, lsn, crc, active.end + size))
+        self._worker.submit(partial(self._do, job), partial(self._batch_done, resolved, lsn, crc, active.end + size))
 
     def _measure(self) -> tuple[int, int]:
         """How many of the waiting appends go into the next batch, and their bytes; at least one, the rest as room
@@ -220,6 +222,21 @@ class Writer:
                 future.set_exception(self._refusal())
         self._settle()
 
+    def _do(self, job: Callable[[], _Result]) -> _Result:
+        """On a worker: run a job, or fail as the first one that failed did.
+
+        The loop hears of a failure later, and other jobs may wait behind it by then: a removal behind a failed one would leave a hole.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return job()
+        except NoRoomError:
+            raise
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
+
     # -- the next segment
 
     def _make_room(self, size: int) -> bool:
@@ -269,7 +286,7 @@ class Writer:
             manifest = replace(self.manifest, newest=number, durable=self.next_lsn)
             header = Header(manifest.store_id, number, 0, manifest.epoch, int(self._clock.now() * 1000), target)
             job = partial(make_segment, self._files, SegmentPlan(header=header, manifest=manifest))
-        self._helper.submit(job, partial(self._prepared, manifest, spare, size))
+        self._helper.submit(partial(self._do, job), partial(self._prepared, manifest, spare, size))
 
     def _prepared(
         self, manifest: Manifest, spare: Segment | None, size: int, made: Segment | None, error: Exception | None
@@ -306,7 +323,7 @@ class Writer:
     # -- side jobs and the end
 
     def run_aside(self, job: Callable[[], object]) -> asyncio.Future[None]:
-        """Run `job` on the helper, now; its failure fences the log."""
+        """Run `job` on the helper, behind what was given to it before; its failure fences the log."""
         if self.fenced_by is not None:
             raise self._refusal()
         ended: asyncio.Future[None] = self.loop.create_future()
@@ -321,7 +338,7 @@ class Writer:
             else:
                 ended.set_exception(self._refusal())
 
-        self._helper.submit(job, done)
+        self._helper.submit(partial(self._do, job), done)
         return ended
 
     def _settle(self) -> None:

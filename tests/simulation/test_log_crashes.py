@@ -118,10 +118,21 @@ async def life(disk: SimulatedDisk, oracle: Oracle, rng: random.Random, name: by
                 oracle.retired = max(oracle.retired, log.next_lsn - 1 - rng.randint(0, 3))
                 await log.retire(oracle.retired)
 
+    async def flusher() -> None:
+        while log.health in ("ok", "full"):
+            await asyncio.sleep(rng.choice((0, 0.001, 0.01, 0.3)) * rng.random())
+            for target in sorted(rng.randint(oracle.retired, log.next_lsn - 1) for _ in range(rng.randint(1, 4))):
+                if log.health in ("ok", "full"):
+                    oracle.retired = target
+                    log.retire(target).add_done_callback(asyncio.Future.exception)
+
+    flushing = asyncio.create_task(flusher()) if rng.random() < 0.4 else None
     outcomes = await asyncio.gather(*(client(number) for number in range(rng.randint(1, 6))), return_exceptions=True)
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, LogFencedError):
             raise outcome
+    if flushing is not None:
+        flushing.cancel()
     if rng.random() < 0.7:
         await log.close()
 
@@ -154,7 +165,7 @@ def run_seed(seed: int, kind: type[SimulatedDisk] = SimulatedDisk, *, check_end:
         faults = rng.random() < 0.5
         if faults:
             what = rng.choice(
-                ("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "rename", "create", "preallocate")
+                ("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "fsync_dir", "unlink", "rename", "create", "preallocate")
             )
             how: Any = rng.choice((errno.EIO, errno.ENOSPC))
             if what == "pwrite":
@@ -218,6 +229,7 @@ def _go_on_after_an_error(patch: pytest.MonkeyPatch) -> None:
         self._settle()
 
     patch.setattr(writer_module.Writer, "_fence", fence)
+    patch.setattr(writer_module.Writer, "_do", lambda self, job: job())
     patch.setattr(writer_module.Writer, "_refusal", lambda self: LogFencedError("not really"))
 
 
