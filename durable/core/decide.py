@@ -245,9 +245,12 @@ def _cancel(run: Run, command: Cancel, now: float) -> list[Record]:
 def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
     if run.status is Status.SUSPENDED:
         return []
+    if run.status in JOINING and not run.asleep and not run.executing:
+        what = f"its coordinator, run {run.coordinator_id}" if run.coordinator_id else "its children"
+        raise TransitionError(
+            f"run {run.run_id} is {run.status}: it cannot stop, since no code of its own is at work; stop {what}, or cancel it"
+        )
     after(run.status, Verb.SUSPEND, run.run_id)
-    if run.status in COORDINATED and not run.asleep:
-        _require_body(run, "stop")
     head = command.failure.head() if command.failure is not None else {}
     if command.reason:
         head["reason"] = command.reason

@@ -77,7 +77,11 @@ class Memo:
             if kind is Kind.STEP_CANCELLED:
                 self._withdraw(call)
             if not current and kind is not Kind.STEP_COMPLETED and kind is not Kind.EVENT:
-                self._markers.pop(call, None)  # it failed then, and runs again from the beginning
+                marker = self._markers.get(call)
+                if marker is not None and marker.kind is not Kind.CHILD_STARTED:
+                    del self._markers[
+                        call
+                    ]  # it failed then, and runs again from the beginning; a child is tried again itself
                 return
             if not current or record.head.get("added"):
                 # Of an earlier attempt, or of a call that the code gained while the run was replayed: it has no place in the order.

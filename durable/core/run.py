@@ -160,15 +160,19 @@ def _started(run: Run, record: Record) -> None:
         run.started_at = record.at
 
 
-def _ready(run: Run) -> Status:
-    """Where a run waits for its turn: its body's, or its coordinator's."""
-    return Status.WAITING_FOR_CHILDREN if run.returned_seq else Status.READY
+def _make_ready(run: Run) -> None:
+    """Let a run wait for its turn: its body's, or its coordinator's, which goes on like one that was asleep."""
+    if run.returned_seq:
+        run.status = Status.WAITING_FOR_ON_CHILDREN_COMPLETE
+        run.asleep, run.wake_at = True, run.not_before
+    else:
+        run.status = Status.READY
 
 
 def _retrying(run: Run, record: Record) -> None:
-    run.status = _ready(run)
     run.attempt = record.attempt + 1
     run.not_before = record.head.get("not_before", 0.0)
+    _make_ready(run)
     run.failure = _failure(record)
 
 
@@ -186,14 +190,18 @@ def _suspended(run: Run, record: Record) -> None:
 
 
 def _resumed(run: Run, record: Record) -> None:
-    run.status = _ready(run)
-    run.unfinished = record.head.get("children", 0) if run.returned_seq else 0
     run.reason = None
     run.failure = None
-    run.not_before = 0.0
-    if run.ended_at is not None:  # a failed run that is retried: a new attempt, with the policy's whole count before it
+    if run.ended_at is None:
+        if run.started_at is not None:  # else its delay holds
+            run.not_before = 0.0
+        _make_ready(run)
+    else:  # a failed run that is retried: a new attempt, with the policy's whole count before it
+        run.status = Status.WAITING_FOR_CHILDREN if run.returned_seq else Status.READY
+        run.unfinished = record.head.get("children", 0) if run.returned_seq else 0
         run.attempt_base = record.attempt
         run.attempt = record.attempt + 1
+        run.not_before = 0.0
     run.ended_at = None
     run.dead = run.closed = False
     run.recoveries = 0
@@ -280,7 +288,7 @@ def _awake(run: Run, record: Record) -> None:
 
 
 def _released(run: Run, record: Record) -> None:
-    run.status = _ready(run)
+    _make_ready(run)
 
 
 def _discarded(run: Run, record: Record) -> None:

@@ -56,9 +56,14 @@ class Verb(StrEnum):
 _ASKED = {
     Verb.SUSPEND: "stop", Verb.RESUME: "resume", Verb.CANCEL: "cancel", Verb.REVIVE: "retry", Verb.REJOIN: "retry",
 }  # fmt: skip
-#: What nobody asks for: it follows from a resume, or from the retry of a parent.
+#: What nobody asks for: it follows from a resume, or from the retry of a parent; or is possible for some runs only.
 _BY_ITSELF = frozenset(
-    {(Status.SUSPENDED, Verb.REJOIN), (Status.CANCELLED, Verb.REVIVE), (Status.CANCELLED, Verb.REJOIN)}
+    {
+        (Status.SUSPENDED, Verb.REJOIN),
+        (Status.CANCELLED, Verb.REVIVE),
+        (Status.CANCELLED, Verb.REJOIN),
+        (Status.WAITING_FOR_ON_CHILDREN_COMPLETE, Verb.SUSPEND),
+    }
 )
 #: Statuses in which a run has ended. Only REVIVE and REJOIN lead out of one: a retry.
 ENDED = frozenset(
@@ -93,7 +98,7 @@ TRANSITIONS: Mapping[tuple[Status, Verb], Status] = MappingProxyType(
         (_RUNNING, Verb.SUSPEND): _SUSPENDED,
         (_RUNNING, Verb.CANCEL): Status.CANCELLED,
         (_SUSPENDED, Verb.RESUME): _READY,
-        (_SUSPENDED, Verb.REJOIN): _CHILDREN,  # it was its coordinator that was suspended
+        (_SUSPENDED, Verb.REJOIN): _COORDINATOR,  # it was its coordinator that was suspended
         (_SUSPENDED, Verb.CANCEL): Status.CANCELLED,
         (_CHILDREN, Verb.COORDINATE): _COORDINATOR,
         (_CHILDREN, Verb.COMPLETE): Status.COMPLETED,
@@ -105,11 +110,11 @@ TRANSITIONS: Mapping[tuple[Status, Verb], Status] = MappingProxyType(
         (_COORDINATOR, Verb.FAIL): Status.ON_CHILDREN_COMPLETE_FAILED,
         (_COORDINATOR, Verb.TIME_OUT): Status.ON_CHILDREN_COMPLETE_FAILED,
         (_COORDINATOR, Verb.FAIL_BY_CHILDREN): Status.ON_CHILDREN_COMPLETE_FAILED,
-        (_COORDINATOR, Verb.RETRY): _CHILDREN,
+        (_COORDINATOR, Verb.RETRY): _COORDINATOR,
         (_COORDINATOR, Verb.RECOVER): _COORDINATOR,
         (_COORDINATOR, Verb.SLEEP): _COORDINATOR,
         (_COORDINATOR, Verb.WAKE): _COORDINATOR,
-        (_COORDINATOR, Verb.RELEASE): _CHILDREN,
+        (_COORDINATOR, Verb.RELEASE): _COORDINATOR,
         (_COORDINATOR, Verb.SUSPEND): _SUSPENDED,
         (_COORDINATOR, Verb.CANCEL): Status.CANCELLED,
         (Status.FAILED, Verb.REVIVE): _READY,

@@ -109,6 +109,7 @@ class Engine:
         table = self._table = lifecycle.table = Table(self._store, self._read_later)
         kinship = self._kinship = lifecycle.kinship = Kinship(table, self._store, self._codec, settings)
         kinship.let_go, self._revival = lifecycle.let_go, Revival(kinship)
+        kinship.revive_awaited = self._revival.revive_awaited
         residence = self._residence = lifecycle.residence = Residence(table, self._store, self._clock, settings)
         pipeline = kinship.pipeline = residence.pipeline = Pipeline(
             self._store, self._clock, settings.history_records_max,

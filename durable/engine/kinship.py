@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -60,6 +60,8 @@ class Kinship:
     starter: Starter
     #: Called with a run that nobody needs in memory any more who did.
     let_go: Callable[[Entry], None]
+    #: See `Revival.revive_awaited`.
+    revive_awaited: Callable[[Entry, str, Command], Awaitable[None]]
 
     def __init__(self, table: Table, store: Store, codec: TaggedJson, settings: EngineSettings) -> None:
         self._table = table
@@ -268,11 +270,14 @@ class Kinship:
 
     async def closed(self, entry: Entry) -> None:
         """Wait until the run is closed in the store, where its children are looked up, if it is being closed."""
-        closing = self._closing.get(entry)
-        if closing is not None:
-            await asyncio.wait((closing,))
-        if entry.run.returned_seq:
-            await self.pipeline.durable(entry)
+        while True:
+            closing = self._closing.get(entry)
+            if closing is not None:
+                await asyncio.wait((closing,))
+            elif entry.run.returned_seq and not self.pipeline.is_durable(entry):
+                await self.pipeline.durable(entry)  # what follows from its end is staged when that is published
+            else:
+                return
 
     async def stop(self) -> None:
         """Close no more runs: the next process finds them not closed."""

@@ -32,11 +32,11 @@ async def run_child(
     try:
         if wait.child_id is None:
             await wait.start(task, options, arguments)
+        elif marker is not None and marker.attempt != attempt.attempt:
+            await (
+                wait.try_again()
+            )  # what did not end well goes on from where it failed, or was cancelled with its parent
         child = await wait.ended()
-        if marker is not None and marker.attempt != attempt.attempt and child.status is Status.CANCELLED:
-            # Its parent's end cancelled it; the parent was retried, and what did not end well is run again.
-            await wait.start(task, options, arguments)
-            child = await wait.ended()
         if not wait.is_recorded:
             await wait.record(child)
             wait.is_recorded = True
@@ -84,6 +84,14 @@ class ChildWait:
         self._attempt.check_current()
         self.child_id = run_id
         return Note(Kind.CHILD_STARTED, self._call, None, {"child": run_id})
+
+    async def try_again(self) -> None:
+        """Let a child of an earlier attempt go on that did not complete."""
+        attempt, child_id = self._attempt, str(self.child_id)
+        attempt.check_current()
+        note = Note(Kind.CHILD_STARTED, self._call, None, {"child": child_id})
+        await attempt.services.families.revive_awaited(attempt.entry, child_id, note)
+        await attempt.services.pipeline.durable(attempt.entry)
 
     async def ended(self) -> Run:
         """Wait for the child's end."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 
-from durable.core.commands import Coordinate, Revive
+from durable.core.commands import Command, Coordinate, Revive
 from durable.core.query import RunFilter
 from durable.core.status import ENDED, Status
 from durable.engine.entry import Entry
@@ -28,12 +28,36 @@ class Revival:
 
     async def revive(self, entry: Entry) -> None:
         """Stage the retry of a run. Raises `TransitionError`."""
+        await self._revive(entry, None)
+
+    async def revive_awaited(self, parent: Entry, run_id: str, note: Command) -> None:
+        """Stage the retry of a child that a body awaited, and awaits again; `note` is what the body records of that.
+
+        Nothing where the child has not ended, or has completed: there is nothing to try again.
+        """
+        child = await patiently(partial(self._kinship.load, run_id))
+        if child is None or child.run.parent_id != parent.run.run_id or not child.run.attached:
+            return
+        child.held += 1
+        try:
+            await self._revive(child, (parent, note))
+        finally:
+            child.held -= 1
+            self._kinship.let_go(child)
+
+    async def _revive(self, entry: Entry, first: Wish | None) -> None:
         async with self._lock:
             family: dict[Entry, list[Entry]] = {}
             try:
                 await self._gather(entry, family)
-                wishes = list(self._wishes(entry, family, by_parent=False))
-                self._stage(wishes, [(child, parent) for parent, children in family.items() for child in children])
+                if first is not None and (not entry.run.ended or entry.run.status is Status.COMPLETED):
+                    return
+                wishes = list(self._wishes(entry, family, by_parent=first is not None))
+                ties = [(child, parent) for parent, children in family.items() for child in children]
+                if first is not None:
+                    wishes.insert(0, first)
+                    ties.append((entry, first[0]))
+                self._stage(wishes, ties)
             finally:
                 for children in family.values():
                     for child in children:

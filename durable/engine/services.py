@@ -53,6 +53,11 @@ class Families(Protocol):
         """To be called with a run that nobody needs in memory any more who did."""
         ...
 
+    @property
+    def revive_awaited(self) -> Callable[[Entry, str, Command], Awaitable[None]]:
+        """Try a child again that a body awaited, and awaits again; the command is what the body records of that."""
+        ...
+
     async def load(self, run_id: str) -> Entry | None:
         """The run, read from the store if need be."""
         ...

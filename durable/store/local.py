@@ -116,6 +116,9 @@ class LocalStore:
             await self._replay(self._log, applied or 0, flusher)
             flusher.start()
             self._flusher = flusher
+            self._flushed(
+                {}, flusher.position
+            )  # what an earlier process was killed before: on a full disk nothing else would
         except BaseException:
             await self._release()
             raise
@@ -244,7 +247,7 @@ class LocalStore:
         for run_id, seq in seqs.items():
             self._overlay.flushed(run_id, seq)
         log = self._log
-        if log is not None and log.health == "ok":
+        if log is not None and log.health in ("ok", "full"):  # when it is full, nothing else makes room
             log.retire(position).add_done_callback(_retrieve)
 
     # -- answering

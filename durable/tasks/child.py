@@ -200,9 +200,25 @@ def _unpickled(run_id: str, run: Run | None, value: Any) -> Child[Any]:
     return child
 
 
-class _Starting(NamedTuple):
-    make_id: Callable[[], str]
-    children: list[Child[Any]]
+class _Starting:
+    """The children that an encode starts."""
+
+    def __init__(self, make_id: Callable[[], str]) -> None:
+        self._make_id = make_id
+        self._known: set[int] = set()
+        self.children: list[Child[Any]] = []
+
+    def start(self, child: Child[Any]) -> None:
+        """Give a new child the id of its run; one that is met again is the same child."""
+        if id(child) in self._known:
+            return
+        if child._run_id is not None:
+            raise Refused(
+                "it is a child that was returned before", "A child is one run: make another by `task.child(...)`."
+            )
+        child._run_id = self._make_id()
+        self._known.add(id(child))
+        self.children.append(child)
 
 
 # Context variables, as an encode or decode of a deep value goes on in another thread, with a copy of the context.
@@ -217,7 +233,7 @@ def new_children(make_id: Callable[[], str]) -> Iterator[list[Child[Any]]]:
     Arguments:
         make_id: makes the id of the next child's run.
     """
-    starting = _Starting(make_id, [])
+    starting = _Starting(make_id)
     token = _starting.set(starting)
     try:
         yield starting.children
@@ -260,17 +276,15 @@ def register_children(codec: TaggedJson) -> None:
     def encode(child: Child[Any]) -> object:
         if child._run is not None:
             return child.outcome()
-        if child._run_id is None:
-            starting = _starting.get()
-            if starting is None:
-                raise Refused(
-                    f"it is a child of task {child.call.task.name!r} that was not started"
-                    if child.call
-                    else "it is no run",
-                    "A child is started by being returned from a task: return it; or call the task, or start() it.",
-                )
-            child._run_id = starting.make_id()
-            starting.children.append(child)
+        starting = _starting.get()
+        if starting is not None and child.call is not None:
+            starting.start(child)
+        elif child._run_id is None:
+            what = f"a child of task {child.call.task.name!r} that was not started" if child.call else "no run"
+            raise Refused(
+                f"it is {what}",
+                "A child is started by being returned from a task: return it; or call the task, or start() it.",
+            )
         return child.run_id
 
     def decode(stored: Any) -> Child[Any]:

@@ -7,7 +7,7 @@ import errno
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,7 +22,9 @@ SETTINGS = LogSettings(segment_bytes=4096, frame_bytes_max=65536, low_water_byte
 
 
 class SlowWorker:
-    """Runs its jobs one behind the other in the next turn, unless it is held up; the loop is told of each by `tell`."""
+    """Runs its jobs in the next turn of the loop, unless it is held up."""
+
+    made: ClassVar[list[SlowWorker]] = []
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,8 +32,6 @@ class SlowWorker:
         self.jobs: list[tuple[Job, Done]] = []
         self.told: list[tuple[Done, Any, Exception | None]] = []
         self.made.append(self)
-
-    made: list[SlowWorker] = []
 
     def submit(self, job: Job, done: Done) -> None:
         self.jobs.append((job, done))

@@ -96,8 +96,10 @@ async def life(disk: SimulatedDisk, oracle: Oracle, rng: random.Random, name: by
     if disk.capacity is not None or any(fault.how == errno.ENOSPC for fault in disk.faults):
         oracle.may_refuse.add(id(sent))
 
+    flushes = rng.random() < 0.4
+
     async def client(number: int) -> None:
-        for turn in range(rng.randint(1, 6)):
+        for turn in range(rng.randint(1, 20 if flushes else 6)):
             size = rng.choice((0, 10, 300, 900, 6000 if rng.random() < 0.05 else 100))
             payloads = [
                 b"%s/%d/%d/%d/" % (name, number, turn, i) + bytes(size) for i in range(rng.choice((1, 1, 1, 3)))
@@ -126,7 +128,7 @@ async def life(disk: SimulatedDisk, oracle: Oracle, rng: random.Random, name: by
                     oracle.retired = target
                     log.retire(target).add_done_callback(asyncio.Future.exception)
 
-    flushing = asyncio.create_task(flusher()) if rng.random() < 0.4 else None
+    flushing = asyncio.create_task(flusher()) if flushes else None
     outcomes = await asyncio.gather(*(client(number) for number in range(rng.randint(1, 6))), return_exceptions=True)
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, LogFencedError):
@@ -165,7 +167,18 @@ def run_seed(seed: int, kind: type[SimulatedDisk] = SimulatedDisk, *, check_end:
         faults = rng.random() < 0.5
         if faults:
             what = rng.choice(
-                ("fdatasync", "fdatasync", "pwrite", "pwrite", "fsync_dir", "fsync_dir", "unlink", "rename", "create", "preallocate")
+                (
+                    "fdatasync",
+                    "fdatasync",
+                    "pwrite",
+                    "pwrite",
+                    "fsync_dir",
+                    "fsync_dir",
+                    "unlink",
+                    "rename",
+                    "create",
+                    "preallocate",
+                )
             )
             how: Any = rng.choice((errno.EIO, errno.ENOSPC))
             if what == "pwrite":
@@ -233,6 +246,13 @@ def _go_on_after_an_error(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(writer_module.Writer, "_refusal", lambda self: LogFencedError("not really"))
 
 
+def _retire_up_to_the_active_segment(patch: pytest.MonkeyPatch) -> None:
+    def retirable(segments: Any, through: int) -> Any:
+        return [segment for segment in segments[:-1] if segment.next_lsn - 1 <= through]
+
+    patch.setattr(log_module, "retirable", retirable)
+
+
 class _NoDirectorySync(SimulatedDisk):
     def fsync_dir(self) -> None:
         self._begin("fsync_dir")
@@ -245,6 +265,7 @@ DEFECTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "torn tail kept": keep_the_torn_tail,
     "cache trusted after a failed sync": _trust_the_cache_after_a_failed_sync,
     "goes on after an error": _go_on_after_an_error,
+    "last durable segment retired": _retire_up_to_the_active_segment,
     "no directory sync": lambda patch: None,
 }
 
