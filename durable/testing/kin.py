@@ -25,7 +25,7 @@ def family_faults(runs: Mapping[str, Run], histories: Histories) -> Iterator[str
     watched = [run for run in runs.values() if run.watchers]
     for run in runs.values():
         yield from _notes(run, histories)
-        yield from _state(run, children[run.run_id], [one for one in watched if run.run_id in one.watchers])
+        yield from _state(run, children[run.run_id], [one for one in watched if run.run_id in one.watchers], histories)
         attached = [child for child in children[run.run_id] if child.attached]
         if attached:
             yield from _told(run, attached, histories)
@@ -62,7 +62,7 @@ def _notes(run: Run, histories: Histories) -> Iterator[str]:
             yield f"run {run.run_id} started {count} children by the call {what}"
 
 
-def _state(run: Run, children: Sequence[Run], watched: Sequence[Run]) -> Iterator[str]:
+def _state(run: Run, children: Sequence[Run], watched: Sequence[Run], histories: Histories) -> Iterator[str]:
     """The counts of a run are those of its children; closed is closed."""
     joined = [*(child for child in children if child.joined), *watched]
     unfinished = [child.run_id for child in joined if not child.ended]
@@ -72,10 +72,13 @@ def _state(run: Run, children: Sequence[Run], watched: Sequence[Run]) -> Iterato
     if run.closed and left:
         yield f"run {run.run_id} is closed, and its children {left} have not ended"
     if run.status is Status.COMPLETED and run.returned_seq and not run.lenient:
+        # A coordinator that returned children and is tried again returns them anew.
+        returns = [record.batch for record in histories[run.run_id] if record.kind is Kind.CHILDREN_STARTED]
+        outdated = {child.run_id for child in children if histories[child.run_id][0].batch in returns[1:-1]}
         bad = [
             f"{child.run_id} {child.status}"
             for child in children
-            if child.joined and child.status is not Status.COMPLETED
+            if child.joined and child.status is not Status.COMPLETED and child.run_id not in outdated
         ]
         if bad:
             yield f"run {run.run_id}, which fails with any of its children, is completed, and they are: {', '.join(bad)}"
