@@ -278,6 +278,8 @@ def state_machine() -> str:
         "Only a retry leads out of an end: back to its turn for a run that has returned nothing yet, and to waiting for its children, or",
         "its coordinator, for one that has. Where all its children had completed and nothing follows them, it completes at once. A run",
         "that belongs to another is retried by its parent only, and with it.",
+        "A coordinator that failed with attempts left, was released, or was stopped and resumed is asleep until its turn, and goes on by",
+        "`Wake`. A stop is for code at work: a run that only waits for its children, or for a coordinator that is a run, refuses it.",
         "",
         "## Commands that leave the status as it is",
         "",

@@ -168,7 +168,10 @@ class Kinship:
         others: dict[str, Entry] = {}
         named: dict[tuple[str | None, str], tuple[Child[Any], Create]] = {}
         for child, create in zip(children, creates, strict=True):
-            twin = None if create.key is None else named.get((create.user, create.key))
+            if create.key is None:
+                own.append((child, create))
+                continue
+            twin = named.get((create.user, create.key))
             if twin is not None:
                 require_same(create, twin[0].run_id, twin[1].task, twin[1].fingerprint)
                 child.stands_for(twin[0].run_id)
@@ -176,8 +179,7 @@ class Kinship:
             holder = await patiently(partial(self.starter.holder, create))
             if holder is None:
                 own.append((child, create))
-                if create.key is not None:
-                    named[create.user, create.key] = (child, create)
+                named[create.user, create.key] = (child, create)
                 continue
             self._refuse_ancestor(entry, holder.run_id, create)
             child.stands_for(holder.run_id)

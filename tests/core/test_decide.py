@@ -314,6 +314,24 @@ def test_resume_does_not_wait_for_a_retry_that_was_due_later() -> None:
     assert (run.status, run.not_before, run.attempt) == (Status.READY, 0.0, 2)
 
 
+def test_resume_keeps_the_delay_of_a_run_that_has_never_begun() -> None:
+    """It was started for later: a stop and a resume in between do not make it begin early. Once it has begun that is over."""
+    run = made(delay=50.0)
+    give(run, Suspend())
+    assert run.due is None
+    give(run, Resume(), now=20.0)
+    assert (run.status, run.not_before, run.due) == (Status.READY, 60.0, 60.0)
+    give(run, Begin(), Suspend(), Resume(), now=60.0)
+    assert (run.status, run.not_before, run.due) == (Status.READY, 0.0, 0.0)
+
+
+def test_revive_does_not_keep_a_delay() -> None:
+    """A run that its parent brings back goes on now, also where it was cancelled before its time."""
+    run = made(delay=50.0, parent_id="p", attached=True)
+    give(run, Cancel(), Revive(by_parent=True))
+    assert (run.status, run.not_before, run.due) == (Status.READY, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("status", [Status.FAILED, Status.TIMED_OUT])
 def test_revive_gives_the_policy_anew(status: Status) -> None:
     """A failed run that is tried again has all its attempts before it, numbers them on, and is no dead letter."""

@@ -205,6 +205,14 @@ def test_a_cancelled_child_is_a_failure_with_its_reason(reason: str | None, text
     }
 
 
+def test_a_failure_is_named_once_however_deep_its_family_is() -> None:
+    """What failed by its own children tells of the run below that failed: each parent above repeats that, and adds nothing."""
+    parent = lived(*RETURNED, CHILD_BROKE)
+    assert parent.failure is not None
+    above = lived(*RETURNED, ChildEnded("c4", "chapter", parent.status, failure=parent.failure))
+    assert (above.status, above.failure) == (Status.CHILDREN_FAILED, parent.failure)
+
+
 def test_a_child_that_failed_without_details_still_fails_its_parent() -> None:
     """A child of which little is known is no reason to go on."""
     run = lived(*RETURNED, ChildEnded("c2", "summary", Status.TIMED_OUT))
@@ -286,14 +294,24 @@ def test_a_coordinator_that_fails_for_good_ends_the_run(timed_out: bool) -> None
     assert (run.status, run.dead, run.closed, run.failure) == (BROKEN, True, True, FAILURE.head())
 
 
-def test_a_coordinator_is_retried_from_where_the_run_waits() -> None:
-    """The next attempt is due after the delay of the policy, and begins by `Coordinate`, not by the body."""
+def test_a_coordinator_is_retried_as_one() -> None:
+    """It sleeps for the delay of the policy. The next attempt begins by `Wake`: neither by the body, nor as if children had just ended."""
     run = lived(*COORDINATING, retry=Retry(2, delay=4.0))
     (record,) = give(run, Fail(FAILURE), now=100.0)
-    assert (record.kind, run.status, run.attempt, run.not_before, run.due) == (Kind.RETRYING, WAITING, 2, 104.0, 104.0)
-    assert (run.unfinished, run.executing) == (0, False)
+    assert (record.kind, run.status, run.attempt, run.not_before, run.due) == (
+        Kind.RETRYING,
+        COORDINATED,
+        2,
+        104.0,
+        104.0,
+    )
+    assert (run.unfinished, run.asleep, run.wake_at, run.executing) == (0, True, 104.0, False)
     refused(run, Begin(), "it cannot begin")
-    give(run, Coordinate(), Fail(FAILURE))
+    refused(run, Coordinate(), "it cannot coordinate")
+    refused(run, Fail(FAILURE), "it cannot fail; it is asleep")
+    assert kinds(give(run, Wake(), now=104.0)) == [Kind.AWAKE]
+    assert (run.status, run.attempt, run.asleep, run.executing) == (COORDINATED, 2, False, True)
+    give(run, Fail(FAILURE))
     assert (run.status, run.attempt) == (BROKEN, 2)
 
 
@@ -302,9 +320,11 @@ def test_a_coordinator_recovers_like_a_body() -> None:
     run = lived(*COORDINATING, Recover("crash", 5))
     assert (run.status, run.recoveries, run.recovery_reason, run.executing) == (COORDINATED, 1, "crash", True)
     give(run, Release())
-    assert (run.status, run.unfinished, run.due, run.attempt) == (WAITING, 0, 0.0, 1)
-    give(run, Coordinate())
-    assert run.status is COORDINATED
+    assert (run.status, run.unfinished, run.due, run.attempt) == (COORDINATED, 0, 0.0, 1)
+    assert (run.asleep, run.executing) == (True, False)
+    refused(run, Coordinate(), "it cannot coordinate")
+    give(run, Wake())
+    assert (run.status, run.asleep, run.executing, run.attempt) == (COORDINATED, False, True, 1)
 
 
 def test_a_coordinator_that_ends_its_process_is_bounded() -> None:
@@ -314,17 +334,21 @@ def test_a_coordinator_that_ends_its_process_is_bounded() -> None:
     assert (record.kind, record.head["error_type"], run.status) == (Kind.FAILED, "durable.RecoveryLimit", BROKEN)
 
 
-@pytest.mark.parametrize("retried", [False, True])
-def test_a_stopped_coordinator_goes_on_as_a_coordinator(retried: bool) -> None:
-    """Resuming leads back to where all children have ended: the body is not run again, and no attempt is spent."""
-    again: tuple[Command, ...] = (Fail(FAILURE), Coordinate()) if retried else ()
-    run = lived(*COORDINATING, *again, Suspend("stop"))
-    assert (run.status, run.due) == (Status.SUSPENDED, None)
+@pytest.mark.parametrize(
+    "again", [(), (Fail(FAILURE), Wake()), (Fail(FAILURE),)], ids=["first attempt", "retried", "backing off"]
+)
+def test_a_stopped_coordinator_goes_on_as_a_coordinator(again: tuple[Command, ...]) -> None:
+    """Resuming leads back to it, at once: neither the body nor the delay of a retry comes again, and no attempt is spent."""
+    run = lived(*COORDINATING, *again, Suspend("stop"), retry=Retry(3, delay=5.0))
+    assert (run.status, run.due, run.asleep) == (Status.SUSPENDED, None, False)
     (record,) = give(run, Resume())
     assert (record.kind, record.head) == (Kind.RESUMED, {})
-    assert (run.status, run.unfinished, run.due, run.attempt) == (WAITING, 0, 0.0, 1 + retried)
-    give(run, Coordinate(), Complete(b'"report"'))
-    assert run.result == b'"report"'
+    assert (run.status, run.unfinished, run.due, run.attempt) == (COORDINATED, 0, 0.0, 1 + bool(again))
+    assert (run.asleep, run.executing, run.not_before) == (True, False, 0.0)
+    refused(run, Begin(), "it cannot begin")
+    refused(run, Coordinate(), "it cannot coordinate")
+    give(run, Wake(), Complete(b'"report"'))
+    assert (run.status, run.result, run.attempt) == (Status.COMPLETED, b'"report"', 1 + bool(again))
 
 
 def test_a_coordinator_that_cannot_be_started_ends_the_run() -> None:
@@ -402,6 +426,18 @@ def test_a_refusal_says_what_is_waited_for(path: tuple[Command, ...], what: str)
     """The number tells a waiting run from one that hangs; where all children have ended there is none to wait for."""
     run = lived(*path)
     refused(run, Complete(b"1"), f"^run {RUN_ID} is {run.status}: it cannot complete; {what}$")
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [(NESTED, "its children"), (BY_TASK, "its coordinator, run k"), (RETURNED, "its children")],
+    ids=["nested", "task", "waiting"],
+)
+def test_a_refused_stop_says_what_to_stop_instead(path: tuple[Command, ...], what: str) -> None:
+    """A run that only waits has nothing that could stop: that is in the runs that it waits for."""
+    run = lived(*path)
+    why = f"it cannot stop, since no code of its own is at work; stop {what}, or cancel it"
+    refused(run, Suspend("stop"), f"^run {RUN_ID} is {run.status}: {why}$")
 
 
 def test_a_coordinator_that_is_a_task_is_a_run_of_its_own() -> None:
@@ -525,8 +561,10 @@ def test_a_sleeper_can_be_cancelled_and_stopped(path: tuple[Command, ...], comma
 
 
 def test_a_sleeping_coordinator_that_was_stopped_joins_again() -> None:
-    """Resumed, it begins as a coordinator and is awake."""
-    run = lived(*COORDINATING, Sleep(60.0), Suspend(), Resume(), Coordinate())
+    """Resumed, it is due at once, not when it would have woken; then it goes on as a coordinator and is awake."""
+    run = lived(*COORDINATING, Sleep(60.0), Suspend(), Resume())
+    assert (run.status, run.asleep, run.due) == (COORDINATED, True, 0.0)
+    assert kinds(give(run, Wake())) == [Kind.AWAKE]
     assert (run.status, run.asleep, run.executing) == (COORDINATED, False, True)
 
 
@@ -833,7 +871,10 @@ DUE: list[tuple[str, Status, tuple[Command, ...], bool, float | None]] = [
     ("stopped coordinator", Status.SUSPENDED, (*COORDINATING, Suspend()), False, None),
     ("waiting", WAITING, RETURNED, False, None),
     ("all ended", WAITING, GATHERED, False, 0.0),
-    ("coordinator backing off", WAITING, (*COORDINATING, Fail(FAILURE)), False, 15.0),
+    ("coordinator backing off", COORDINATED, (*COORDINATING, Fail(FAILURE)), False, 15.0),
+    ("coordinator released", COORDINATED, (*COORDINATING, Release()), False, 0.0),
+    ("coordinator resumed", COORDINATED, (*COORDINATING, Suspend(), Resume()), False, 0.0),
+    ("coordinator retried", COORDINATED, (*COORDINATING, Fail(FAILURE), Wake()), True, 0.0),
     ("coordinator at work", COORDINATED, COORDINATING, True, 0.0),
     ("coordinator asleep", COORDINATED, (*COORDINATING, Sleep(60.0)), False, 60.0),
     ("coordinator is a task", COORDINATED, BY_TASK, False, None),

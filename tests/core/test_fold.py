@@ -255,6 +255,18 @@ def test_a_copy_has_every_field() -> None:
     assert run.copy() == run
 
 
+@given(histories())
+def test_a_run_becomes_what_a_copy_of_it_was(records: list[Record]) -> None:
+    """Taking records back leaves nothing of them: the run is as it was, and lives through them again."""
+    run = Run(RUN_ID)
+    for record in records:
+        before = run.copy()
+        after = apply(run, record).copy()
+        run.become(before.copy())
+        assert run == before
+        assert apply(run, record) == after
+
+
 def test_the_first_start_is_when_the_run_started() -> None:
     """Later attempts do not move the time at which the run began."""
     run = made()

@@ -204,12 +204,28 @@ def test_a_new_attempt_keeps_its_children(past: History) -> None:
 
 
 @pytest.mark.parametrize("kind", [FAILED, CANCELLED])
-def test_a_new_attempt_drops_a_child_that_failed(past: History, kind: Kind) -> None:
-    """A child that did not succeed is started again, as a failed step is run again."""
-    past.add(1, "a", CHILD)
+def test_a_new_attempt_keeps_a_child_that_failed(past: History, kind: Kind) -> None:
+    """A child that did not succeed is tried again itself: the call finds it, and has no outcome yet."""
+    child = past.add(1, "a", CHILD)
     past.add(2, "a", kind)
     memo = past.memo(attempt=2)
-    assert (memo.marker(call("a")), memo.result(call("a"))) == (None, None)
+    made = memo.number("a", b"")
+    assert memo.marker(made) is child
+    assert (memo.result(made), memo.next_batch([made]), memo.replaying) == (None, [], False)
+
+
+@pytest.mark.parametrize("kind", [FAILED, CANCELLED])
+def test_a_child_that_was_tried_again_has_its_new_outcome(past: History, kind: Kind) -> None:
+    """What it came to at first is neither handed back nor in the way, and what was recorded of it last counts."""
+    past.add(1, "a", CHILD)
+    past.add(2, "a", kind)
+    again = past.add(3, "a", CHILD, attempt=2)
+    done = past.add(4, "a", DONE, attempt=2)
+    memo = past.memo(attempt=2)
+    made = memo.number("a", b"")
+    assert memo.marker(made) is again
+    assert memo.next_batch([made]) == [done]
+    assert not memo.replaying
 
 
 # --- earlier attempts ----------------------------------------------------------------------------------------------------------------

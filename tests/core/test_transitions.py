@@ -34,7 +34,7 @@ CAN_BE_ASKED = {
     Status.RUNNING: "cancel, stop",
     Status.SUSPENDED: "cancel, resume",
     Status.WAITING_FOR_CHILDREN: "cancel",
-    Status.WAITING_FOR_ON_CHILDREN_COMPLETE: "cancel, stop",
+    Status.WAITING_FOR_ON_CHILDREN_COMPLETE: "cancel",  # a stop is for those whose coordinator is a function, at work
     Status.FAILED: "retry",
     Status.TIMED_OUT: "retry",
     Status.CHILDREN_FAILED: "retry",

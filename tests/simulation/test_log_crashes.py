@@ -33,6 +33,7 @@ from tests.simulation.log_defects import (
 )
 
 SEEDS = int(os.environ.get("DURABLE_SEEDS", "1500"))
+FAULTS = (*2 * ("fdatasync", "pwrite", "fsync_dir"), "unlink", "rename", "create", "preallocate")
 SETTINGS = LogSettings(segment_bytes=4096, frame_bytes_max=65536, segment_age_seconds=0.5, low_water_bytes=0)
 
 
@@ -166,20 +167,7 @@ def run_seed(seed: int, kind: type[SimulatedDisk] = SimulatedDisk, *, check_end:
             disk.crash_at = disk.points + rng.randint(1, rng.choice((40, 250)))
         faults = rng.random() < 0.5
         if faults:
-            what = rng.choice(
-                (
-                    "fdatasync",
-                    "fdatasync",
-                    "pwrite",
-                    "pwrite",
-                    "fsync_dir",
-                    "fsync_dir",
-                    "unlink",
-                    "rename",
-                    "create",
-                    "preallocate",
-                )
-            )
+            what = rng.choice(FAULTS)
             how: Any = rng.choice((errno.EIO, errno.ENOSPC))
             if what == "pwrite":
                 how = rng.choice(("short", "eintr", how))
