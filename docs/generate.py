@@ -279,7 +279,7 @@ def state_machine() -> str:
         "its coordinator, for one that has. Where all its children had completed and nothing follows them, it completes at once. A run",
         "that belongs to another is retried by its parent only, and with it.",
         "A coordinator that failed with attempts left, was released, or was stopped and resumed is asleep until its turn, and goes on by",
-        "`Wake`. A stop is for code at work: a run that only waits for its children, or for a coordinator that is a run, refuses it.",
+        "`Wake`. A run that only waits, for its children or for a coordinator that is a run of its own, refuses a stop.",
         "",
         "## Commands that leave the status as it is",
         "",

@@ -246,7 +246,9 @@ def _suspend(run: Run, command: Suspend, now: float) -> list[Record]:
     if run.status is Status.SUSPENDED:
         return []
     if run.status in JOINING and not run.asleep and not run.executing:
-        what = f"its coordinator, run {run.coordinator_id}" if run.coordinator_id else "its children"
+        what = "its children" if run.unfinished else "its coordinator once it has begun"
+        if run.status in COORDINATED and run.coordinator_id is not None:
+            what = f"its coordinator, run {run.coordinator_id}"
         raise TransitionError(
             f"run {run.run_id} is {run.status}: it cannot stop, since no code of its own is at work; stop {what}, or cancel it"
         )

@@ -77,12 +77,7 @@ class Memo:
             if kind is Kind.STEP_CANCELLED:
                 self._withdraw(call)
             if not current and kind is not Kind.STEP_COMPLETED and kind is not Kind.EVENT:
-                marker = self._markers.get(call)
-                if marker is not None and marker.kind is not Kind.CHILD_STARTED:
-                    del self._markers[
-                        call
-                    ]  # it failed then, and runs again from the beginning; a child is tried again itself
-                return
+                return  # it failed then, and runs again from the beginning; a child, whose marker stays, is tried again itself
             if not current or record.head.get("added"):
                 # Of an earlier attempt, or of a call that the code gained while the run was replayed: it has no place in the order.
                 self._prior[call] = record

@@ -266,7 +266,7 @@ def _children_started(run: Run, record: Record) -> None:
 
 def _child_ended(run: Run, record: Record) -> None:
     if run.asleep:
-        run.wake_at = 0.0
+        run.wake_at = run.not_before  # in the past but for one that backs off
     else:
         run.unfinished -= 1
 
@@ -298,7 +298,7 @@ def _discarded(run: Run, record: Record) -> None:
 def _signal(run: Run, record: Record) -> None:
     run.signals.append((record.seq, record.name))
     if run.asleep:
-        run.wake_at = 0.0
+        run.wake_at = run.not_before  # in the past but for one that backs off
 
 
 def _step(run: Run, record: Record) -> None:

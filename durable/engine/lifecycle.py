@@ -224,7 +224,11 @@ class Lifecycle:
         beginning = Kind.COORDINATING if returned_seq else Kind.STARTED
         known_kinds = [known.kind for known in history if known.attempt == record.attempt and known.seq < record.seq]
         begun = [*known_kinds, record.kind].count(beginning)
-        recovered = begun > 1 or Kind.RECOVERED in (record.kind, *known_kinds) or Kind.RELEASED in known_kinds
+        recovered = (
+            begun > 1
+            or Kind.RECOVERED in (record.kind, *known_kinds)
+            or not {Kind.RELEASED, Kind.RESUMED}.isdisjoint(known_kinds)
+        )
         if not entry.run.executing:
             return None
         return Execution(

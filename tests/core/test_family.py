@@ -962,3 +962,17 @@ def test_a_run_remembers_who_watches_it() -> None:
 def test_a_run_that_has_ended_is_not_watched() -> None:
     """There is nothing more to tell."""
     refused(lived(Begin(), Cancel()), Watch("p1"), "there is nothing more to tell run p1")
+
+
+def test_nothing_hurries_a_coordinator_that_backs_off() -> None:
+    """A signal, or the end of a child, wakes who waits for it: the next attempt waits for its time."""
+    run = lived(*COORDINATING, Fail(FAILURE), Send("hurry", None, 5), retry=Retry(3, delay=5.0))
+    assert run.due == run.not_before == 15.0
+
+
+def test_a_stop_names_what_can_be_stopped() -> None:
+    """The children, while there are any; the coordinator that is a run only while it is at work."""
+    refused(lived(*RETURNED), Suspend(), "stop its children, or cancel it")
+    refused(
+        lived(Begin(), Complete(b"1", 0, "function")), Suspend(), "stop its coordinator once it has begun, or cancel it"
+    )

@@ -13,7 +13,7 @@ import pytest
 
 from durable.core.records import Kind
 from durable.core.run import fold
-from durable.core.status import TRANSITIONS
+from durable.core.status import TRANSITIONS, Status
 from tests.core.machine import asked, give
 from tests.core.story import perform
 
@@ -51,7 +51,7 @@ def test_the_stories_take_every_transition_and_record_every_kind() -> None:
     """Whoever reads all stories has seen all that can happen to a run."""
     taken = [change for path in STORIES for change in perform(path.read_text(encoding="utf-8"))[2]]
     assert {kind for _, kind, _ in taken} == set(Kind)
-    wanted = set()
+    wanted: set[tuple[Status, Kind, Status]] = set()
     for (status, verb), following in TRANSITIONS.items():
         run, command = asked(status, verb)
         wanted.add((status, give(run, command)[-1].kind, following))
