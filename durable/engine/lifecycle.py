@@ -47,6 +47,8 @@ class Lifecycle:
         self._orphans: dict[str, dict[Entry, None]] = {}
         #: Bodies that ignored being cancelled.
         self.abandoned: set[asyncio.Task[None]] = set()
+        #: While records are published: runs that may be let go after that.
+        self._left: list[Entry] | None = None
         self._base = copy_context()
         self._base.run(current_scope.set, None)
         self._base.run(current_identity.set, None)
@@ -65,6 +67,7 @@ class Lifecycle:
         """Act on the records of a unit."""
         hub, handlers = self.services.hub, self._handlers
         results: dict[int, tuple[Entry, list[Record]]] | None = None
+        left = self._left = []
         for entry, record in unit.items:
             hub.publish(record)
             for effect in REACTIONS[record.kind]:
@@ -75,7 +78,10 @@ class Lifecycle:
                         results = {}
                     results.setdefault(id(entry), (entry, []))[1].append(record)
             if entry.task is None:
-                self.let_go(entry)
+                left.append(entry)
+        self._left = None
+        for entry in left:
+            self.let_go(entry)
         if results is not None:
             for entry, batch in results.values():
                 if entry.execution is not None:
@@ -83,6 +89,9 @@ class Lifecycle:
 
     def let_go(self, entry: Entry) -> None:
         """Forget a run in which nothing goes on and nothing of which is on its way: the next who asks for it gets it from the store."""
+        if self._left is not None:
+            self._left.append(entry)  # more of what is being published may be about it
+            return
         if entry.task is not None or entry.held or not self.services.pipeline.is_durable(entry):
             return
         if not entry.run.ended:

@@ -188,8 +188,8 @@ class Pipeline:
             await self._commit(units)
             for unit in units:
                 for entry, _ in unit.items:
-                    entry.in_flight = None
-            for unit in units:
+                    if entry.in_flight is unit:  # else more of it is to be published
+                        entry.in_flight = None
                 self._publish(unit)
                 for waiter in unit.waiters:
                     if not waiter.done():

@@ -177,7 +177,9 @@ class Residence:
         due = run.due
         if entry.task is not None or entry.slot or entry.place or entry.waiters or entry.children or entry.held:
             return False
-        if entry.identity is not None or run.ended or (due is not None and due <= self._seen_until):
+        if entry.identity is not None or run.ended:
+            return False
+        if due is not None and due <= max(self._seen_until, self._clock.now()):
             return False
         definition = find_task(run.task)
         return definition is not None and definition.auto_recover

@@ -165,7 +165,7 @@ class Flusher:
             await self._wake.wait()
             self._wake.clear()
             self._cancel_timer()
-            went_well = await self._try_batch()
+            went_well = not self._pending or await self._try_batch()
             if not self._pending:
                 continue
             if went_well and len(self._pending) >= self._settings.batch_records_max:

@@ -235,10 +235,11 @@ class LocalStore:
         for unit, bodies in zip(units, encoded, strict=True):
             for record, body in zip(unit, bodies, strict=True):
                 record.batch = lsn
-                rows.append((record.run_id, record.seq, lsn, body))
-            self._overlay.fold(unit)
+                if self._overlay.fold(record):  # else it was there, and the flusher needs no run that may be gone
+                    rows.append((record.run_id, record.seq, lsn, body))
             lsn += 1
-        flusher.hand_over(rows)
+        if rows:
+            flusher.hand_over(rows)
 
     def _run_of(self, run_id: str) -> Run:
         return self._overlay.entries[run_id].run

@@ -46,7 +46,7 @@ class MemoryStore:
             self._batch += 1
             for record in unit:
                 record.batch = self._batch
-            self._overlay.fold(unit)
+                self._overlay.fold(record)
 
     def admit(self) -> None:
         self._check()

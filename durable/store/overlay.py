@@ -119,14 +119,14 @@ class Overlay:
                 if not entry.promised:
                     self._drop(entry)
 
-    def fold(self, records: Sequence[Record]) -> None:
-        """Make acknowledged records visible. A record that is there already changes nothing."""
-        entries = self.entries
-        for record in records:
-            entry = entries[record.run_id]
-            if record.seq > entry.run.seq:
-                apply(entry.run, record)
-                entry.records.append(record)
+    def fold(self, record: Record) -> bool:
+        """Make an acknowledged record visible; tell whether it was new. One that was there changes nothing, and its run may be gone."""
+        entry = self.entries.get(record.run_id)
+        if entry is None or record.seq <= entry.run.seq:
+            return False
+        apply(entry.run, record)
+        entry.records.append(record)
+        return True
 
     def replay(self, records: Sequence[Record]) -> None:
         """Fold records that were found in the log. The repository may have some of them, and rows that are ahead of its records."""

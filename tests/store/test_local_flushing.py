@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -216,6 +217,18 @@ async def test_flushing_lets_go_of_what_it_flushed(open_store: Opener) -> None:
     await store.commit([[record(2, 3, Kind.CANCELLED)]])
     await until(lambda: flushed(store))
     assert not any((overlay.entries, overlay._keys, overlay._children, overlay._clean))
+
+
+async def test_what_is_committed_twice_does_not_stop_the_flusher(open_store: Opener) -> None:
+    """A run may be closed, flushed and forgotten when its records come once more: the flusher has no need of it then."""
+    store = await open_store(flush=replace(QUICK, batch_records_max=2))
+    await store.commit([finished(1), finished(1)])
+    await until(lambda: flushed(store))
+    assert run_id(1) not in store._overlay.entries
+    await store.commit([finished(1)])
+    await store.commit([finished(2)])
+    await until(lambda: flushed(store))
+    assert store.health().state == "ok"
 
 
 async def test_flushed_segments_are_removed(open_store: Opener) -> None:
