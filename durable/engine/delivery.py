@@ -136,7 +136,7 @@ class Delivery:
     @property
     def delivering(self) -> bool:
         """Whether results are on their way to their calls."""
-        return bool(self._live or self._handed) or self._memo.replaying
+        return bool(self._live or self._handed) or self._watch.armed or self._memo.replaying
 
     def close(self) -> None:
         """The attempt is over."""
