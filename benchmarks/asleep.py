@@ -13,14 +13,11 @@ from time import perf_counter
 
 import durable
 from benchmarks.memory import Peak, resident_mb
-from benchmarks.workloads import ASLEEP_IDLE_SECONDS, ASLEEP_QUEUED_MAX, ASLEEP_STARTERS, Figures, one_after_another
+from benchmarks.workloads import ASLEEP_QUEUED_MAX, ASLEEP_STARTERS, Figures, one_after_another
 from durable import BackpressureError, Config, Durable, Limits, Status, step, task
-from durable.config import EngineSettings
 
 SAMPLES = 20
 HOURS = 6 * 3600.0
-#: For the process that starts them only: slots are taken from bodies that sleep once in a quarter of this time, and a million wait for one.
-STARTING = Config(engine=EngineSettings(idle_seconds=ASLEEP_IDLE_SECONDS))
 DELAYED = 10  # one run in so many has not begun, the others sleep in their bodies
 #: Runs that a process may have in hand: bodies that hold a slot, as nobody needs it, and others.
 LOADED_MAX = Limits().max_running + Config().engine.idle_runs_max
@@ -86,7 +83,7 @@ async def fill(directory: Path, count: int) -> Figures:
             if i % (count // SAMPLES) < 2:  # one that has not begun, and a sleeper
                 samples.append(handle.run_id)
 
-    async with Durable(directory / "asleep", config=STARTING) as app:
+    async with Durable(directory / "asleep") as app:
         with Peak() as peak:
             began = perf_counter()
             watching = asyncio.create_task(watch(app))

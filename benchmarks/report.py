@@ -12,7 +12,6 @@ from statistics import median
 
 from benchmarks.effects import RECORDED, STEPS
 from benchmarks.workloads import (
-    ASLEEP_IDLE_SECONDS,
     ASLEEP_OPENINGS,
     ASLEEP_QUEUED_MAX,
     ASLEEP_RUNS,
@@ -189,10 +188,10 @@ What has no counterpart elsewhere:
 - returned: one run that returns {counts["returned"]:,} children; *awaited*: one whose body awaits as many at once. *Peak MB*: how
   far the resident memory of the whole process, which executes all of them, rose at most above what it had before.
 - asleep: {counts["asleep"]:,} runs that sleep for six hours, nine in ten within their bodies and one in ten before it begins, are
-  started once, {ASLEEP_STARTERS} at a time, none while more than {ASLEEP_QUEUED_MAX:,} wait for a slot, by a process with
-  `idle_seconds={ASLEEP_IDLE_SECONDS}`. *Start*: until none waits for a slot; *starts put off*: refused for a while, as the
-  flusher was behind; *start peak MB*: how far memory rose in that process, which also begins their bodies. Then a new process,
-  with settings as they come, opens that store, and another one an empty one, {ASLEEP_OPENINGS} times in alternation; *MB above an
+  started once, {ASLEEP_STARTERS} at a time, none while more than {ASLEEP_QUEUED_MAX:,} wait for a slot, all settings
+  as they come. *Start*: until none waits for a slot; *starts put off*: refused for a while, as the
+  flusher was behind; *start peak MB*: how far memory rose in that process, which also begins their bodies. Then a new process
+  opens that store, and another one an empty one, {ASLEEP_OPENINGS} times in alternation; *MB above an
   empty store* is the difference of their resident memory. In each {ASLEEP_RUNS} runs of one step are started, one after another:
   W1 beside those that sleep, and in an empty store.
 

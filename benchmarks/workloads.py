@@ -38,7 +38,6 @@ ASLEEP_STARTERS = 500  # clients that start those that sleep
 ASLEEP_QUEUED_MAX = (
     5_000  # they hold back while more wait for a slot: what is measured are runs that sleep, not a queue
 )
-ASLEEP_IDLE_SECONDS = 0.1
 ASLEEP_RUNS = 500  # one after another, beside those that sleep, after each opening
 RESULT_OF_TEN = sum(range(STEPS))
 
