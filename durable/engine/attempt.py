@@ -80,6 +80,7 @@ class Attempt:
         "definition",
         "delivery",
         "entry",
+        "expires_at",
         "input",
         "interrupted",
         "key",
@@ -102,7 +103,7 @@ class Attempt:
 
     def __init__(
         self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool,
-        *, awoken: bool = False, returned: bytes | None = None,
+        *, began: float | None = None, returned: bytes | None = None,
     ) -> None:  # fmt: skip
         run = entry.run
         self.services = services
@@ -125,8 +126,11 @@ class Attempt:
         self.previous_error = run.failure["message"] if run.failure else None
         self.input: dict[str, Any] = {}
         self.recovered = recovered
-        #: Whether it goes on because a wait is over: nothing was lost.
-        self.awoken = awoken
+        #: Whether it goes on because a wait is over: nothing was lost, and its time goes on.
+        self.awoken = began is not None
+        now = services.clock.now()
+        #: The wall-clock time at which its time limit has passed.
+        self.expires_at = None if run.timeout is None else (now if began is None else began) + run.timeout
         #: For a coordinator: what the body returned.
         self.returned = returned
         self.recovery_reason: RecoveryReason | None = _REASONS.get(run.recovery_reason) if recovered else None
@@ -340,7 +344,10 @@ class Attempt:
     @property
     def wakes_at(self) -> float | None:
         """The wall-clock time until which an idle body waits at most; None where that is not known."""
-        return min(self.deadlines.values(), default=None)
+        first = min(self.deadlines.values(), default=None)
+        if self.expires_at is None or (first is not None and first < self.expires_at):
+            return first
+        return self.expires_at
 
     def interrupt(self) -> None:
         """Stop the body."""

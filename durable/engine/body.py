@@ -41,7 +41,8 @@ async def run_body(execution: Execution) -> None:
     """Run one attempt to its end and stage what came of it."""
     execution.body = asyncio.current_task()
     run = execution.entry.run
-    limit = None if run.timeout is None else asyncio.timeout(run.timeout)
+    left = None if execution.expires_at is None else max(0.0, execution.expires_at - execution.services.clock.now())
+    limit = None if left is None else asyncio.timeout(left)
     try:
         if limit is None:
             await _returned(execution, await _call(execution))

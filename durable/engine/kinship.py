@@ -139,35 +139,46 @@ class Kinship:
         creates = [await self.starter.prepare(*child.call, entry) for child in children if child.call is not None]
         self._check_size(entry.run, creates)
         async with self.starter.naming(*creates):
-            own, others = await self._by_key(entry, children, creates)
-            if len(own) < len(children):
-                payload = encode()  # with the runs that keys name
-            wishes: list[Wish] = []
-            for child, create in own:
-                create.parent_id, create.attached, create.joined = entry.run.run_id, True, True
-                create.depth = entry.run.depth + 1
-                wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
-            complete = Complete(payload, len(own) + len(others), join, lenient)
-            running = [other for other in others if not other.run.ended]
-            told: list[Wish] = [(other, Watch(entry.run.run_id)) for other in running]
-            told += [(entry, _ended(other.run)) for other in others if other.run.ended]
+            others: list[Entry] = []
             try:
-                self.pipeline.stage(entry, complete, *wishes, *told)
-            except BaseException:
-                self.starter.withdraw(wishes)
-                raise
-            self.starter.created(wishes)
-            for other in running:
-                other.watch(entry)
+                own = await self._by_key(entry, list(zip(children, creates, strict=True)), others)
+                while late := [other for other in others if other.run.ended and not self.pipeline.is_durable(other)]:
+                    await self.pipeline.durable(late[0])  # the parent counts no end that a crash could undo
+                if len(own) < len(children):
+                    payload = encode()  # with the runs that keys name
+                self._stage_family(entry, Complete(payload, len(own) + len(others), join, lenient), own, others)
+            finally:
+                for other in others:
+                    other.held -= 1
+                    self.let_go(other)
+
+    def _stage_family(
+        self, entry: Entry, complete: Complete, own: list[tuple[Child[Any], Create]], others: list[Entry]
+    ) -> None:
+        wishes: list[Wish] = []
+        for child, create in own:
+            create.parent_id, create.attached, create.joined = entry.run.run_id, True, True
+            create.depth = entry.run.depth + 1
+            wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
+        running = [other for other in others if not other.run.ended]
+        told: list[Wish] = [(other, Watch(entry.run.run_id)) for other in running]
+        told += [(entry, _ended(other.run)) for other in others if other.run.ended]
+        try:
+            self.pipeline.stage(entry, complete, *wishes, *told)
+        except BaseException:
+            self.starter.withdraw(wishes)
+            raise
+        self.starter.created(wishes)
+        for other in running:
+            other.watch(entry)
 
     async def _by_key(
-        self, entry: Entry, children: Sequence[Child[Any]], creates: Sequence[Create]
-    ) -> tuple[list[tuple[Child[Any], Create]], list[Entry]]:
-        """Tell the children that come into being from those whose key names a run that exists, or another child."""
+        self, entry: Entry, children: list[tuple[Child[Any], Create]], others: list[Entry]
+    ) -> list[tuple[Child[Any], Create]]:
+        """Return the children that come into being; `others` gets the runs that the keys of the rest name, held."""
         own: list[tuple[Child[Any], Create]] = []
-        others: dict[str, Entry] = {}
         named: dict[tuple[str | None, str], tuple[Child[Any], Create]] = {}
-        for child, create in zip(children, creates, strict=True):
+        for child, create in children:
             if create.key is None:
                 own.append((child, create))
                 continue
@@ -184,12 +195,10 @@ class Kinship:
             self._refuse_ancestor(entry, holder.run_id, create)
             child.stands_for(holder.run_id)
             other = await patiently(partial(self._table.load, holder.run_id))
-            if other is not None and holder.run_id not in others:
-                others[holder.run_id] = other
+            if other is not None and other not in others:
+                others.append(other)
                 other.held += 1
-        for other in others.values():
-            other.held -= 1
-        return own, list(others.values())
+        return own
 
     def _refuse_ancestor(self, entry: Entry, run_id: str, create: Create) -> None:
         ancestor: Entry | None = entry

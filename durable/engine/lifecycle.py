@@ -231,7 +231,8 @@ class Lifecycle:
         past = [known for known in history if known.seq <= returned_seq]
         history = history[len(past) :]  # a coordinator's calls are other calls than the body's
         beginning = Kind.COORDINATING if returned_seq else Kind.STARTED
-        known_kinds = [known.kind for known in history if known.attempt == record.attempt and known.seq < record.seq]
+        attempt = [known for known in history if known.attempt == record.attempt and known.seq < record.seq]
+        known_kinds = [known.kind for known in attempt]
         begun = [*known_kinds, record.kind].count(beginning)
         recovered = (
             begun > 1
@@ -242,7 +243,7 @@ class Lifecycle:
             return None
         return Execution(
             self.services, entry, definition, Memo(history, record.attempt, past), recovered,
-            awoken=record.kind is Kind.AWAKE, returned=past[-1].payload if past else None,
+            began=_began(record, attempt), returned=past[-1].payload if past else None,
         )  # fmt: skip
 
     async def _history(self, entry: Entry, record: Record) -> list[Record]:
@@ -330,3 +331,15 @@ class Lifecycle:
         if parent is not None:
             parent.children.discard(entry)
             self.let_go(parent)
+
+
+def _began(awake: Record, attempt: list[Record]) -> float | None:
+    """When the time of an attempt began that goes on after a wait; None for a record by which it begins."""
+    if awake.kind is not Kind.AWAKE:
+        return None
+    for record in reversed(attempt):
+        if record.kind in (Kind.STARTED, Kind.COORDINATING, Kind.RECOVERED):
+            return record.at
+        if record.kind in (Kind.RELEASED, Kind.RESUMED):
+            break
+    return awake.at

@@ -137,19 +137,25 @@ class Residence:
                 wanted -= self._free(entry)
 
     def _free(self, entry: Entry) -> bool:
-        if not entry.slot or not entry.counted or entry.execution is None or not entry.execution.idle:
+        """Put a body to sleep if that can be; returns whether it held a slot that counts."""
+        counted = entry.slot and entry.counted
+        # Of those that take none, only the one that another's body awaits: when it sleeps, that one's slot is free to be given up.
+        if not counted and entry.parent is None:
             return False
-        return self._put_to_sleep(entry)
+        return self._put_to_sleep(entry) and counted
 
     def _make_room(self, wanted: int) -> None:
         """Too many bodies wait: let go of those that have waited longest."""
         for entry in list(self._paused)[: 4 * wanted]:
-            if wanted > 0 and entry.execution is not None and entry.execution.idle:
+            if wanted > 0:
                 wanted -= self._put_to_sleep(entry)
 
     def _put_to_sleep(self, entry: Entry) -> bool:
         execution = entry.execution
-        assert execution is not None
+        if execution is None or not execution.idle:
+            return False
+        if any(child.execution is not None and not child.counted for child in entry.children):
+            return False  # a body that it awaits is at work in its slot
         try:
             self.pipeline.stage(entry, Sleep(execution.wakes_at))
         except DurableError:

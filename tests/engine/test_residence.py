@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable import Child, Config, Context, Durable, Limits, Status, UserContext, step, task
+from durable import Child, Config, Context, Durable, Limits, RunTimedOutError, Status, UserContext, step, task
 from durable.core.records import Kind
 from tests.engine.conftest import QUICK, MakeApp
 from tests.engine.gate import turns
@@ -264,3 +264,45 @@ async def test_the_body_that_is_let_go_records_nothing_more(make_app: MakeApp) -
         assert (await kinds(app, handles[0].run_id))[-1] is Kind.ASLEEP
         assert effects["finally"] >= 1
         assert await handles[0].status() is Status.RUNNING
+
+
+@task(name="residence_bounded", timeout=0.6)
+async def bounded(ctx: Context) -> None:
+    await effect("bounded")
+    await durable.sleep(0.3)
+    await ctx.wait_for("never")
+
+
+async def test_the_time_limit_of_a_run_goes_on_while_it_sleeps(make_app: MakeApp) -> None:
+    """An attempt has its time once, however often its body is let go and replayed."""
+    async with make_app(config=BUSY, limits=ONE) as app:
+        handles = [await bounded.start() for _ in range(3)]
+        for handle in handles:
+            with pytest.raises(RunTimedOutError):
+                await handle.wait(timeout=5)
+        assert Kind.ASLEEP in await kinds(app, handles[0].run_id)
+        for handle in handles:
+            info = await handle.info()
+            assert info.started_at is not None and info.ended_at is not None
+            assert 0.55 <= (info.ended_at - info.started_at).total_seconds() < 3
+
+
+@task(name="residence_at_work")
+async def at_work(label: str) -> None:
+    effects["at work"] += 1
+    effects["most at work"] = max(effects["most at work"], effects["at work"])
+    await asyncio.sleep(0.15)
+    effects["at work"] -= 1
+
+
+@task(name="residence_employer")
+async def employer(label: str) -> None:
+    await at_work(label)
+
+
+async def test_a_body_keeps_its_slot_for_the_child_that_works_in_it(make_app: MakeApp) -> None:
+    """An awaited child takes no slot, since its parent holds one: it may not be given away."""
+    async with make_app(config=BUSY, limits=Limits(max_running=2)):
+        for handle in [await employer.start(str(number)) for number in range(8)]:
+            await handle.wait(timeout=10)
+    assert effects["most at work"] == 2
