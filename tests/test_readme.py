@@ -20,8 +20,10 @@ def test_readme_block_runs(tmp_path: Path, number: int) -> None:
     code, output = BLOCKS[number]["code"], BLOCKS[number]["output"]
     script = tmp_path / f"block_{number}.py"
     script.write_text(code, "utf-8")
+    settings = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"]
+    how = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *settings] if "def test_" in code else []
     ended = subprocess.run(
-        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *how, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 0, f"{code}\n{ended.stderr}"
     assert ended.stderr == ""
