@@ -26,7 +26,7 @@ from durable.errors import (
     TransitionError,
     ValidationError,
 )
-from durable.tasks.child import found_children, resolve
+from durable.tasks.child import found_children, holds_children, resolve
 from durable.tasks.context import Context, check_event_name, event_name
 from durable.tasks.definition import RERUN, FunctionFacts, Result
 from durable.tasks.failure import describe
@@ -103,6 +103,8 @@ def _fail(execution: Execution, error: BaseException, timed_out: bool = False) -
 
 async def _decoded(execution: Execution, payload: bytes, hint: Any, run_id: str | None) -> Any:
     """A value with the outcomes of the children in it, which are those of the run `run_id`."""
+    if not holds_children(payload):
+        return execution.services.codec.decode(payload, hint)
     with found_children() as found:
         value = execution.services.codec.decode(payload, hint)
     if found and run_id is not None:

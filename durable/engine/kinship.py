@@ -81,6 +81,8 @@ class Kinship:
 
     def _told(self, entry: Entry) -> Iterable[Wish]:
         run, parent = entry.run, entry.parent
+        if parent is None and not entry.watchers:
+            return ()
         told: list[Wish] = [(watcher, _ended(run)) for watcher in entry.watchers]
         if parent is not None and (run.joined or parent.run.asleep):
             told.append((parent, _ended(run)))

@@ -216,7 +216,8 @@ class Starter:
         entry = wishes[0][0]
         try:
             if parentage is None:
-                self._pipeline.stage(*wishes[0], *wishes[1:])
+                for wish in wishes:
+                    self._pipeline.stage(*wish)
             else:
                 self._pipeline.stage(parentage.entry, parentage.note(run_id, create.key), *wishes)
         except BaseException:

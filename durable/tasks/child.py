@@ -7,8 +7,7 @@ on from one to the next. It starts by being encoded as part of what a task retur
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Generic, NamedTuple
 
@@ -226,30 +225,39 @@ _starting: ContextVar[_Starting | None] = ContextVar("durable.starting", default
 _finding: ContextVar[list[Child[Any]] | None] = ContextVar("durable.finding", default=None)
 
 
-@contextmanager
-def new_children(make_id: Callable[[], str]) -> Iterator[list[Child[Any]]]:
+class new_children:  # like contextlib.suppress
     """In this block, encoding a value starts the new children in it; the list gets each once, in the order met.
 
     Arguments:
         make_id: makes the id of the next child's run.
     """
-    starting = _Starting(make_id)
-    token = _starting.set(starting)
-    try:
-        yield starting.children
-    finally:
-        _starting.reset(token)
+
+    def __init__(self, make_id: Callable[[], str]) -> None:
+        self._starting = _Starting(make_id)
+
+    def __enter__(self) -> list[Child[Any]]:
+        self._token = _starting.set(self._starting)
+        return self._starting.children
+
+    def __exit__(self, *raised: object) -> None:
+        _starting.reset(self._token)
 
 
-@contextmanager
-def found_children() -> Iterator[list[Child[Any]]]:
+class found_children:  # like contextlib.suppress
     """In this block, the list gets each child without an outcome that decoding makes, in the order of the value."""
-    found: list[Child[Any]] = []
-    token = _finding.set(found)
-    try:
-        yield found
-    finally:
-        _finding.reset(token)
+
+    def __enter__(self) -> list[Child[Any]]:
+        found: list[Child[Any]] = []
+        self._token = _finding.set(found)
+        return found
+
+    def __exit__(self, *raised: object) -> None:
+        _finding.reset(self._token)
+
+
+def holds_children(payload: bytes) -> bool:
+    """Whether an encoded value may hold children: a quick look that errs on the safe side."""
+    return _MARK in payload
 
 
 async def resolve(

@@ -202,9 +202,11 @@ class Handle(Generic[R_co]):
                 run = await self._host.wait_ended(self.run_id)
         if run.status is not Status.COMPLETED:
             raise_end(run)
+        payload = run.result or b"null"
         with found_children() as found:
-            result: R_co = self._host.codec.decode(run.result or b"null", self._returns)  # type: ignore[assignment]
-        await resolve(self.run_id, found, self._host.end_children)
+            result: R_co = self._host.codec.decode(payload, self._returns)  # type: ignore[assignment]
+        if found:
+            await resolve(self.run_id, found, self._host.end_children)
         return result
 
     async def status(self) -> Status:
