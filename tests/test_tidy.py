@@ -59,6 +59,7 @@ LINES_OF_A_FILE = 400
 LINES_OF_A_FUNCTION = 60
 POSITIONAL_PARAMETERS = 7
 IMPORT_SECONDS = 0.150
+UNIT_SECONDS = 0.035  # what importing asyncio, inspect and sqlite3 takes where that holds
 
 PUBLIC = {  # and every class of durable.errors
     *("Durable", "Config", "Limits"),
@@ -349,7 +350,10 @@ def test_public_names_are_these() -> None:
 
 
 def test_importing_durable_is_quick_and_light(tmp_path: Path) -> None:
-    """Compiled, `import durable` takes less than 150 ms of a processor and loads none of the extras; the best of five."""
+    """Compiled, `import durable` takes less than 150 ms of a processor and loads none of the extras; the best of five.
+
+    On a machine, or in an hour, that is slower than the one on which that was measured, so many more as importing asyncio takes there.
+    """
     heavy = ("opentelemetry.sdk", "psycopg", "pydantic", "rich", "starlette", "uvicorn")
     program = (
         "import sys, time; began = time.process_time(); import durable; took = time.process_time() - began; "
@@ -358,15 +362,19 @@ def test_importing_durable_is_quick_and_light(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # installed packages are compiled; a checkout may not be
     subprocess.check_call([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    seconds = []
+    unit = (
+        "import time; began = time.process_time(); import asyncio, inspect, sqlite3; print(time.process_time() - began)"
+    )
+    seconds, units = [], []
     for _ in range(5):
+        units.append(float(subprocess.check_output([sys.executable, "-c", unit], cwd=ROOT, env=environment, text=True)))
         output = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=environment, text=True)
         took, *loaded = output.split()
         assert not loaded
         seconds.append(float(took))
         if seconds[-1] < IMPORT_SECONDS:
             break
-    assert min(seconds) < IMPORT_SECONDS
+    assert min(seconds) < IMPORT_SECONDS * max(1.0, min(units) / UNIT_SECONDS)
 
 
 def tracked() -> list[Path]:

@@ -27,7 +27,8 @@ from durable.clock import SYSTEM_CLOCK
 from durable.core.records import CALLS, Kind, Record
 from durable.core.wire import decode_unit
 from durable.errors import StorageError
-from durable.log import DiskFiles, LogReport, dump, repair, verify
+from durable.log import DiskFiles
+from durable.log.repair import LogReport, dump, repair, verify
 from durable.repository.sqlite import SqliteRepository
 
 

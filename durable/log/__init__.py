@@ -7,7 +7,6 @@ in silence.
 from durable.log.files import DiskFiles, Files, LogFile
 from durable.log.log import Log
 from durable.log.recovery import Cut
-from durable.log.repair import LogReport, RepairReport, dump, repair, verify
 from durable.log.worker import ThreadWorker, Worker, WorkerFactory
 from durable.log.writer import Health
 
@@ -18,12 +17,7 @@ __all__ = [
     "Health",
     "Log",
     "LogFile",
-    "LogReport",
-    "RepairReport",
     "ThreadWorker",
     "Worker",
     "WorkerFactory",
-    "dump",
-    "repair",
-    "verify",
 ]

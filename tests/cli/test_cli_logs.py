@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from durable.cli.logs import _units, _verified
-from durable.log import DiskFiles, dump
+from durable.log import DiskFiles
+from durable.log.repair import dump
 from tests.cli.conftest import Outcome
 
 Cli = Callable[..., Outcome]

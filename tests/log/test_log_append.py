@@ -12,7 +12,8 @@ import pytest
 
 from durable.config import LogSettings
 from durable.errors import PayloadTooLargeError, ShuttingDownError, StoreReadOnlyError
-from durable.log import Log, dump, verify
+from durable.log import Log
+from durable.log.repair import dump, verify
 from durable.testing.disk import SimulatedDisk
 from durable.testing.loop import DeadlockError, SimulatedLoop, SimulatedWorker
 

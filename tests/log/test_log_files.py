@@ -17,7 +17,8 @@ import pytest
 from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY
 from durable.config import LogSettings
 from durable.errors import ForkedProcessError, StoreLockedError
-from durable.log import DiskFiles, Log, verify
+from durable.log import DiskFiles, Log
+from durable.log.repair import verify
 
 SETTINGS = LogSettings(segment_bytes=64 * 1024, low_water_bytes=0)
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ import pytest
 
 from durable.config import LogSettings
 from durable.errors import LogCorruptError, StorageError, StoreFormatError, StoreLockedError, StoreMismatchError
-from durable.log import Log, repair, verify
+from durable.log import Log
 from durable.log.manifest import MANIFEST_NAME
+from durable.log.repair import repair, verify
 from durable.testing.disk import SimulatedDisk
 from durable.testing.loop import SimulatedLoop, SimulatedWorker
 

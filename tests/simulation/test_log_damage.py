@@ -19,9 +19,10 @@ import pytest
 
 from durable.config import LogSettings
 from durable.errors import LogCorruptError, StorageError, StoreFormatError, StoreMismatchError
-from durable.log import Log, repair, verify
+from durable.log import Log
 from durable.log.format import frame_seed, peek
 from durable.log.reader import survey
+from durable.log.repair import repair, verify
 from durable.testing.disk import SimulatedDisk
 from durable.testing.loop import SimulatedLoop, SimulatedWorker
 
