@@ -128,9 +128,10 @@ class Attempt:
         self.recovered = recovered
         #: Whether it goes on because a wait is over: nothing was lost, and its time goes on.
         self.awoken = began is not None
-        now = services.clock.now()
         #: The wall-clock time at which its time limit has passed.
-        self.expires_at = None if run.timeout is None else (now if began is None else began) + run.timeout
+        self.expires_at: float | None = None
+        if run.timeout is not None:
+            self.expires_at = (services.clock.now() if began is None else began) + run.timeout
         #: For a coordinator: what the body returned.
         self.returned = returned
         self.recovery_reason: RecoveryReason | None = _REASONS.get(run.recovery_reason) if recovered else None

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +33,7 @@ from durable.core.status import Status
 from durable.engine.entry import Entry
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
-from durable.engine.services import patiently
+from durable.engine.services import matching, patiently
 from durable.engine.starting import Parentage, Starter, Wish, creation, require_same
 from durable.engine.table import Table
 from durable.errors import ConflictError, DurableError, LimitError, PayloadTooLargeError, RunNotFoundError
@@ -46,10 +45,10 @@ from durable.tasks.registry import find_task
 
 logger = logging.getLogger("durable.engine")
 
-#: Runs that are read at once.
-PAGE = 500
-#: The same where all children of a run are wanted.
+#: Runs that are read at once where all children of a run are wanted.
 FAMILY_PAGE = 5_000
+#: Why a run that lost its user's identity with its process is suspended.
+WAITS_FOR_USER = "waits for a fresh start with its key, which brings its user back"
 
 
 class Kinship:
@@ -99,10 +98,7 @@ class Kinship:
         if isinstance(definition.on_children_complete, TaskDefinition):
             return self._coordinator_run(entry, definition.on_children_complete, definition.coordinator_options)
         if entry.restored and not definition.auto_recover:
-            return (
-                (entry, Coordinate()),
-                (entry, Suspend("waits for a fresh start with its key, which brings its user back")),
-            )
+            return ((entry, Coordinate()), (entry, Suspend(WAITS_FOR_USER)))
         if entry.slot or self.scheduler.try_slot(entry):
             return ((entry, Coordinate()),)
         return ()
@@ -114,7 +110,7 @@ class Kinship:
         value = b"[%s]" % run.result if parameter.kind is parameter.VAR_POSITIONAL else run.result
         encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
         create = creation(task, options, encoded, run.user)
-        create.parent_id, create.attached, create.joined, create.depth = run.run_id, True, True, run.depth + 1
+        create.attached = create.joined = True
         run_id = self.starter.make_id()
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
 
@@ -159,8 +155,7 @@ class Kinship:
     ) -> None:
         wishes: list[Wish] = []
         for child, create in own:
-            create.parent_id, create.attached, create.joined = entry.run.run_id, True, True
-            create.depth = entry.run.depth + 1
+            create.attached = create.joined = True
             wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
         running = [other for other in others if not other.run.ended]
         told: list[Wish] = [(other, Watch(entry.run.run_id)) for other in running]
@@ -260,7 +255,7 @@ class Kinship:
         """Give these children of a run their outcomes."""
         missing = {child.run_id for child in children}
         ended: dict[str, Run] = {}
-        async for run in self.relatives(RunFilter(parent_id=run_id, limit=FAMILY_PAGE)):
+        async for run in matching(self._store, RunFilter(parent_id=run_id, limit=FAMILY_PAGE)):
             if run.run_id in missing:
                 ended[run.run_id] = run
         for child in children:
@@ -271,15 +266,9 @@ class Kinship:
                 raise RunNotFoundError(f"no run has the id {child.run_id!r}, which is named as a child of run {run_id}")
             child.end(found, self._codec)
 
-    async def relatives(self, wanted: RunFilter) -> AsyncIterator[Run]:
+    def relatives(self, wanted: RunFilter) -> AsyncIterator[Run]:
         """All runs that match, as the store has them."""
-        while True:
-            page = await patiently(partial(self._store.query, wanted))
-            for run in page:
-                yield run
-            if len(page) < wanted.limit:
-                return
-            wanted = replace(wanted, after=page[-1].run_id)
+        return matching(self._store, wanted)
 
     async def closed(self, entry: Entry) -> None:
         """Wait until the run is closed in the store, where its children are looked up, if it is being closed."""

@@ -18,7 +18,7 @@ from durable.core.status import Status
 from durable.engine.body import run_body
 from durable.engine.entry import Entry, Unit
 from durable.engine.execution import Execution
-from durable.engine.kinship import Kinship
+from durable.engine.kinship import WAITS_FOR_USER, Kinship
 from durable.engine.residence import Residence
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
@@ -119,7 +119,7 @@ class Lifecycle:
             return False
         if entry.run.status is Status.WAITING_FOR_CHILDREN:
             return False  # its coordinator is what cannot go on: see `Kinship.coordination`
-        self.services.pipeline.stage(entry, Suspend("waits for a fresh start with its key, which brings its user back"))
+        self.services.pipeline.stage(entry, Suspend(WAITS_FOR_USER))
         return True
 
     def begin(self, entry: Entry) -> None:

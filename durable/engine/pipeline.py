@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from durable.clock import Clock
 from durable.core.commands import Command
@@ -90,34 +90,14 @@ class Pipeline:
             raise LogFencedError(str(self.failure)) from self.failure
         if self._closed:
             raise ShuttingDownError("the application is closed: nothing more is recorded")
-        run = entry.run
-        decided = decide(run, command, self._clock.now(), self._records_max)
-        if further:
-            self._stage_all(entry, decided, deque(further), [other for other, _ in further])
-            return decided
-        work: deque[tuple[Entry, Command]] = deque()
-        for record in decided:
-            apply(run, record)
-        for record in decided:
-            if record.kind in ENTAILING:
-                work.extend(self._entailed(entry, record))
-        if work:
-            self._stage_all(entry, [], work, [], decided)
-        elif decided:
-            self._place([(entry, record) for record in decided], entry.unit)
-        return decided
-
-    def _stage_all(
-        self,
-        entry: Entry,
-        decided: list[Record],
-        work: deque[tuple[Entry, Command]],
-        others: list[Entry],
-        applied: Sequence[Record] = (),
-    ) -> None:
-        """Stage what was decided and what is to be done with it, all or nothing."""
-        staged = [(entry, record) for record in applied]
-        before = [(other, other.run.copy()) for other in (entry, *others) if other.run.seq] if others else []
+        decided = decide(entry.run, command, self._clock.now(), self._records_max)
+        staged: list[tuple[Entry, Record]] = []
+        work = deque(further)
+        before = (
+            [(other, other.run.copy()) for other in (entry, *(wish[0] for wish in further)) if other.run.seq]
+            if further
+            else []
+        )
         try:
             self._take(entry, decided, staged, work)
             while work:
@@ -128,8 +108,8 @@ class Pipeline:
                 other.run.become(run)
             raise
         if staged:
-            units = {id(other.unit): other.unit for other, _ in staged if other.unit is not None}
-            self._place(staged, units.popitem()[1] if len(units) == 1 else None)
+            self._place(staged)
+        return decided
 
     def _take(
         self,
@@ -145,12 +125,15 @@ class Pipeline:
             if record.kind in ENTAILING:
                 work.extend(self._entailed(entry, record))
 
-    def _place(self, staged: list[tuple[Entry, Record]], unit: Unit | None) -> None:
-        """Put records into a unit of their runs, where there is one and it has room, else into a new one at the end."""
-        size = 0
-        for _, record in staged:
+    def _place(self, staged: list[tuple[Entry, Record]]) -> None:
+        """Put records into the unit of their runs, where it is one and has room, else into a new one at the end."""
+        size, unit, mixed = 0, None, False
+        for entry, record in staged:
             size += _size(record)
-        if unit is None or unit.size_bytes + size > UNIT_BYTES_MAX:
+            if entry.unit is not None and entry.unit is not unit:
+                mixed = unit is not None
+                unit = entry.unit
+        if unit is None or mixed or unit.size_bytes + size > UNIT_BYTES_MAX:
             unit = Unit()
             self._pending.append(unit)
             self._kick()

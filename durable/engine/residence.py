@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from dataclasses import replace
 from functools import partial
 
 from durable.clock import Clock
@@ -19,7 +18,7 @@ from durable.core.query import RunFilter
 from durable.engine.entry import Entry
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import TIMER_SECONDS_MAX, Scheduler
-from durable.engine.services import patiently
+from durable.engine.services import matching, patiently
 from durable.engine.table import Table
 from durable.errors import DurableError
 from durable.store.base import Store
@@ -253,12 +252,7 @@ class Residence:
 
     async def bring(self, wanted: RunFilter) -> None:
         """Put the wanted runs on the table, no faster than they find slots; being read, each goes on by itself."""
-        while True:
-            page = await patiently(partial(self._store.query, wanted))
-            for run in page:
-                await patiently(partial(self._table.load, run.run_id))
-            if len(page) < wanted.limit:
-                return
-            wanted = replace(wanted, after=page[-1].run_id)
+        async for run in matching(self._store, wanted):
+            await patiently(partial(self._table.load, run.run_id))
             while self.scheduler.queued > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
                 await asyncio.sleep(QUEUED_SECONDS)

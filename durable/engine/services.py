@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from durable.clock import Clock, Entropy
 from durable.codec import Codec
 from durable.config import EngineSettings
 from durable.core.commands import Command
+from durable.core.query import RunFilter
 from durable.core.records import Call
+from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.pipeline import RETRY_SECONDS, Pipeline
@@ -107,3 +110,14 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
             if not error.retryable:
                 raise
         await asyncio.sleep(RETRY_SECONDS)
+
+
+async def matching(store: Store, wanted: RunFilter) -> AsyncIterator[Run]:
+    """All runs that match, as the store has them, read `wanted.limit` at a time."""
+    while True:
+        page = await patiently(partial(store.query, wanted))
+        for run in page:
+            yield run
+        if len(page) < wanted.limit:
+            return
+        wanted = replace(wanted, after=page[-1].run_id)

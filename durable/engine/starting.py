@@ -125,14 +125,6 @@ class Starter:
                 await self._pipeline.durable(parentage.entry)
             return existing.run_id
 
-    async def _holder(self, create: Create) -> Run | None:
-        """The run that has the key; to be asked while the key is held."""
-        assert create.key is not None
-        creating = self._creating.get((create.user, create.key))
-        if creating is not None:
-            await self._pipeline.durable(creating)
-        return await self._store.find_key(create.user, create.key)
-
     @asynccontextmanager
     async def naming(self, *creates: Create) -> AsyncIterator[None]:
         """Hold the keys of these creations: nobody else looks for them or takes them meanwhile."""
@@ -156,7 +148,12 @@ class Starter:
 
     async def holder(self, create: Create) -> Run | None:
         """The run that the creation's key names, if there is one; to be asked while the key is held. Raises `ConflictError`."""
-        existing = None if create.key is None else await self._holder(create)
+        if create.key is None:
+            return None
+        creating = self._creating.get((create.user, create.key))
+        if creating is not None:
+            await self._pipeline.durable(creating)
+        existing = await self._store.find_key(create.user, create.key)
         if existing is not None:
             require_same(create, existing.run_id, existing.task, existing.fingerprint)
         return existing
@@ -179,6 +176,9 @@ class Starter:
 
     def enter(self, run_id: str, create: Create, parent: Entry | None, identity: UserContext | None) -> list[Wish]:
         """Put a new run on the table; returns what has to be staged for it, with its beginning where a slot is free."""
+        if parent is not None:
+            create.parent_id = parent.run.run_id
+            create.depth = parent.run.depth + 1 if create.attached else 0
         run = Run(run_id, attached=create.attached, joined=create.joined)
         entry = Entry(run, identity, parent if create.attached else None)
         entry.definition = find_task(create.task)
@@ -209,9 +209,7 @@ class Starter:
     async def _create(self, create: Create, parentage: Parentage | None) -> str:
         run_id, parent = self.make_id(), None
         if parentage is not None:
-            parent = parentage.entry
-            create.parent_id, create.attached = parent.run.run_id, parentage.attached
-            create.depth = parent.run.depth + 1 if parentage.attached else 0
+            parent, create.attached = parentage.entry, parentage.attached
         wishes = self.enter(run_id, create, parent, current_identity.get())
         entry = wishes[0][0]
         try:
