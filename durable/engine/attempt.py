@@ -110,7 +110,6 @@ class Attempt:
         self.entry = entry
         self.definition = definition
         self.memo = memo
-        self.loop = asyncio.get_running_loop()
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
@@ -147,7 +146,7 @@ class Attempt:
         self.mailboxes: dict[str, Receivers] = {}
         self.sites: dict[Call, str] = {}
         self.delivery = Delivery(
-            self.loop,
+            asyncio.get_running_loop(),
             services.turns,
             memo,
             diverged=self.park,
