@@ -144,6 +144,45 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresSettings:
+    """A store in PostgreSQL.
+
+    Arguments:
+        schema: the schema that holds the tables; several stores may share a database.
+        lease_seconds: how long the runs of an executor stay its own after it was last heard of. It is heard of three times as often.
+        poll_seconds: how often an executor looks for work, and a waiting handle at its run, when no notice comes.
+        notify: `listen` (notices by LISTEN and NOTIFY) or `poll` (none: for servers without them, or behind a pooler of transactions).
+        connections_max: most connections of one process, besides one that writes and one that listens.
+        connect_seconds: how long to try to reach a server.
+        statement_seconds: how long one statement may take; also for how long one may wait for a lock.
+        idle_seconds: how long the server leaves a transaction open in which nothing happens.
+        migrate: whether opening creates or updates the tables; else `durable migrate` has to.
+    """
+
+    schema: str = "durable_store"
+    lease_seconds: float = 15.0
+    poll_seconds: float = 1.0
+    notify: Literal["listen", "poll"] = "listen"
+    connections_max: int = 8
+    connect_seconds: float = 10.0
+    statement_seconds: float = 30.0
+    idle_seconds: float = 60.0
+    migrate: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.schema.isidentifier() and self.schema.isascii() and self.schema.islower() and len(self.schema) <= 48,
+            "postgres.schema",
+            self.schema,
+            "at most 48 lower-case letters, digits and underscores",
+        )
+        for key in ("lease_seconds", "poll_seconds", "connect_seconds", "statement_seconds", "idle_seconds"):
+            _require(getattr(self, key) > 0, f"postgres.{key}", getattr(self, key), "positive")
+        _require(self.notify in ("listen", "poll"), "postgres.notify", self.notify, "'listen' or 'poll'")
+        _require(self.connections_max >= 1, "postgres.connections_max", self.connections_max, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings of an application, one part each."""
 
@@ -151,6 +190,7 @@ class Config:
     flush: FlushSettings = FlushSettings()
     payload: PayloadSettings = PayloadSettings()
     engine: EngineSettings = EngineSettings()
+    postgres: PostgresSettings = PostgresSettings()
 
     def __post_init__(self) -> None:
         for key, kind in (
@@ -158,6 +198,7 @@ class Config:
             ("flush", FlushSettings),
             ("payload", PayloadSettings),
             ("engine", EngineSettings),
+            ("postgres", PostgresSettings),
         ):
             _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
         # A value travels in one frame of the log, with its record's name, arguments or traceback around it.

@@ -1,0 +1,203 @@
+"""`SharedStore`: what the engine knows of a store that executors on several machines share.
+
+Law: a run is held by one executor at a time. Taking hold of it raises its epoch, and nothing is written of it but by who knows its epoch
+and its last `seq`. What concerns a run that another holds is sent to it, in the same commit as what it follows from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from durable.core.messages import Answer, Message
+from durable.core.records import Record
+from durable.core.run import Run
+from durable.errors import DurableError
+from durable.store.base import Store
+
+#: A task that an executor can run: its name, and the version of the code where it has one.
+Known = tuple[str, str | None]
+
+
+@dataclass(slots=True)
+class Parcel:
+    """What becomes durable whole or not at all.
+
+    Arguments:
+        records: of one run or of several.
+        token: a random number below 2**63 that tells this parcel apart: it is written once, however often it is handed in.
+        epochs: for each of its runs that exists already, the epoch under which its records were decided. A run that is missing here
+            and whose first record is not `seq` 1 is fenced by its `seq` alone.
+        messages: for runs that others may hold.
+        answers: messages that were obeyed, or refused, and are gone now.
+        connection: the caller's connection, with a transaction open, in which it is to be written and which is then committed.
+    """
+
+    records: Sequence[Record]
+    token: int
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    messages: Sequence[Message] = ()
+    answers: Sequence[Answer] = ()
+    connection: Any = None
+
+
+class Held(NamedTuple):
+    """A run as it is stored, with the epoch of its last change of hands, and the id of the executor that holds it, if one does."""
+
+    run: Run
+    epoch: int
+    owner: str | None
+
+
+class Claimed(NamedTuple):
+    """What a claim brought.
+
+    Arguments:
+        held: the runs, first those that stand first; held by this executor from now on.
+        more: whether there may be more to claim at once.
+        next_due: when the next run will be due that can be claimed; None if none is known.
+    """
+
+    held: list[Held]
+    more: bool
+    next_due: float | None
+
+
+class Notice(NamedTuple):
+    """A hint from elsewhere: nothing depends on its coming.
+
+    Arguments:
+        work: there may be runs to claim.
+        runs: runs with news: messages, events, an end. None: of any run, since notices may have been missed.
+    """
+
+    work: bool
+    runs: frozenset[str] | None
+
+
+class Placement(NamedTuple):
+    """Where a run is, for people.
+
+    Arguments:
+        owner: the executor that holds it.
+        host, pid: where that one runs.
+        lease_seconds: how long its lease still lasts; negative where it has passed.
+        epoch: how often the run has changed hands.
+        messages: how many messages wait for it.
+        executors: how many executors are alive that know its task and version.
+    """
+
+    owner: str | None
+    host: str
+    pid: int
+    lease_seconds: float
+    epoch: int
+    messages: int
+    executors: int
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A `Store` that several processes have open at once. Times of leases are those of the store, not of this machine."""
+
+    @property
+    def executor_id(self) -> str:
+        """The name under which this process holds runs; another after each `enroll`."""
+        ...
+
+    # -- writing
+
+    async def write(self, parcels: Sequence[Parcel]) -> list[DurableError | None]:
+        """Make parcels durable, in order, as few transactions as can be.
+
+        Returns for each parcel None, or why it was refused and nothing of it was written: `LeaseLostError` (a run is not as the
+        parcel's writer knows it), `ConflictError` (a creation whose user and key have a run). A run that is created and whose body
+        is at work in the same parcel is held by this executor; a run that is closed is held by nobody.
+        Raises `RepositoryUnavailableError` where what became of the parcels is not known: handed in again, those that were written
+        count as written, once.
+        """
+        ...
+
+    async def create_on(self, connection: Any, parcel: Parcel) -> None:
+        """Write a creation in the caller's transaction, without committing it. Raises `ConflictError`, `ConfigError` for a
+        connection that leads elsewhere."""
+        ...
+
+    def borrow(self) -> AbstractAsyncContextManager[Any]:
+        """A connection with a transaction open, for `Parcel.connection`; rolled back when left uncommitted."""
+        ...
+
+    # -- holding runs
+
+    async def read(self, run_ids: Sequence[str]) -> dict[str, Held]:
+        """The runs of these ids, as they are stored. An owner whose lease has passed counts as nobody."""
+        ...
+
+    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+        """Take hold of at most `limit` runs that are due at `now`, that nobody holds and whose task and version are known."""
+        ...
+
+    async def take(self, run_ids: Sequence[str]) -> list[Held]:
+        """Take hold of those of these runs that nobody holds."""
+        ...
+
+    async def release(self, held: Iterable[tuple[str, int]]) -> None:
+        """Let go of runs, given as (run_id, epoch); those that have changed hands since are left alone."""
+        ...
+
+    async def mail(self, known: Sequence[Known], limit: int) -> list[Message]:
+        """Messages for runs that this executor holds, or that nobody holds and whose task and version are known, oldest first."""
+        ...
+
+    async def answer(self, token: str) -> Answer | None:
+        """The answer to a message that was sent with `answer_to=token`, once there is one; it is kept for some minutes."""
+        ...
+
+    async def placement(self, run_id: str) -> Placement | None:
+        """Where a run is."""
+        ...
+
+    # -- the lease
+
+    async def enroll(self, known: Sequence[Known]) -> None:
+        """Become an executor, under a new id; what an earlier id of this object held is let go, with its epochs raised."""
+        ...
+
+    async def renew(self, known: Sequence[Known]) -> None:
+        """Renew the lease. Raises `LeaseLostError` when it has passed: others may hold the runs by now."""
+        ...
+
+    async def sweep(self) -> int:
+        """Let go of what executors hold whose lease has passed, raising epochs; returns how many runs that were."""
+        ...
+
+    async def leave(self) -> None:
+        """Be no executor any more: at once, others may claim what this one held."""
+        ...
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until this process has to count its lease as lost: from the moment at which the last renewal was sent."""
+        ...
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease lasts that is not renewed."""
+        ...
+
+    # -- notices
+
+    def listen(self, heard: Callable[[Notice], None]) -> None:
+        """Call `heard` on the event loop for each notice, from now on until `close`."""
+        ...
+
+    def notify(self, *, work: bool = False, runs: Iterable[str] = ()) -> None:
+        """Let the other processes look soon; notices are gathered for a few milliseconds and sent together, and may get lost."""
+        ...
+
+    @property
+    def poll_seconds(self) -> float:
+        """How long to wait at most before looking without a notice."""
+        ...
