@@ -57,7 +57,7 @@ class Durable:
     """An application: opens a store, goes on with every run that had not ended, and runs new ones.
 
     Arguments:
-        target: a directory (log and SQLite in it), or a store.
+        target: a directory (log and SQLite in it), the URL of a PostgreSQL database, or a store.
         limits: what is let in and how much runs at once.
         config: all other settings.
         observers: reserved for observers of records.
@@ -95,12 +95,13 @@ class Durable:
             )
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
-        if not execute:
+        store = _store_of(target, config, clock, entropy)
+        if not execute and not isinstance(store, SharedStore):
             raise ConfigError(
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
         self.test_mode = test_mode
-        self._engine = Engine(_store_of(target, config, clock, entropy), config, limits, clock, entropy)
+        self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
@@ -250,12 +251,24 @@ def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) ->
         text = os.fspath(target)
         if not isinstance(text, str) or not text:
             raise ConfigError(f"Durable({target!r}): the target must be a directory, a URL or a store", key="target")
+        if text.startswith(("postgresql://", "postgres://")):
+            return _postgres(text, config, clock, entropy)
         if "://" in text:
             raise ConfigError(
-                f"Durable({text.split('://')[0]}://...): this version of durable keeps runs in a folder or in memory",
+                f"Durable({text.split('://')[0]}://...): a URL must begin with postgresql://; else give a folder or a store",
                 key="target",
             )
         return LocalStore(Path(text), log=config.log, flush=config.flush, clock=clock, entropy=entropy)
     if not all(hasattr(target, name) for name in ("open", "close", "commit", "find", "history", "query")):
         raise ConfigError(f"Durable({target!r}): the target must be a directory, a URL or a store", key="target")
     return target  # type: ignore[return-value]
+
+
+def _postgres(url: str, config: Config, clock: Clock, entropy: Entropy) -> Store:
+    try:
+        from durable.store.postgres import PostgresStore
+    except ImportError as error:
+        raise ConfigError(
+            f"a PostgreSQL store needs psycopg ({error}): pip install 'durable[postgres]'", key="target"
+        ) from error
+    return PostgresStore(url, config.postgres, clock=clock, entropy=entropy)

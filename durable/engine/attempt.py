@@ -110,6 +110,7 @@ class Attempt:
         self.entry = entry
         self.definition = definition
         self.memo = memo
+        self.loop = asyncio.get_running_loop()
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
@@ -117,9 +118,7 @@ class Attempt:
         self.awaited: dict[Call, Entry] = {}
         #: Until when the calls that wait for a time wait at most.
         self.deadlines: dict[Call, float] = {}
-        self.task_name = run.task
-        self.key = run.key
-        self.user = run.user
+        self.task_name, self.key, self.user = run.task, run.key, run.user
         self.attempt = run.attempt
         self.max_attempts = run.max_attempts
         self.previous_error = run.failure["message"] if run.failure else None
@@ -146,7 +145,7 @@ class Attempt:
         self.mailboxes: dict[str, Receivers] = {}
         self.sites: dict[Call, str] = {}
         self.delivery = Delivery(
-            asyncio.get_running_loop(),
+            self.loop,
             services.turns,
             memo,
             diverged=self.park,

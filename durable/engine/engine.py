@@ -12,47 +12,51 @@ from typing import Any
 from durable.clock import Clock, Entropy
 from durable.codec import Codec, Pickled, TaggedJson
 from durable.config import Config, Limits
-from durable.core.commands import Cancel, Command, Discard, Release, Resume, Send, Suspend
+from durable.core.commands import Cancel, Discard, Release, Resume, Send, Suspend
 from durable.core.query import RunFilter
-from durable.core.records import ENDS, Call, Record
+from durable.core.records import Call, Record
 from durable.core.run import Run
+from durable.engine.closing import Closing
+from durable.engine.committing import commit_to, write_to
+from durable.engine.control import Control
 from durable.engine.divergence import known_call
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
+from durable.engine.reading import Reading
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX, Residence
 from durable.engine.revival import Revival
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
+from durable.engine.sharing import Sharing
 from durable.engine.starting import Starter
 from durable.engine.table import Table
 from durable.engine.turns import Turns
 from durable.errors import (
     AppNotOpenError,
     LogFencedError,
-    RunNotFoundError,
     ShuttingDownError,
     StorageError,
     TransitionError,
 )
 from durable.events.hub import Hub
 from durable.store.base import Store
+from durable.store.shared import SharedStore
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
 from durable.tasks.registry import find_task, on_new_task
 
-#: Runs and records that are read at once.
-PAGE = 500
-
 
 class Engine:
     """Executes the runs of a store."""
 
-    def __init__(self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy, *, execute: bool = True
+    ) -> None:
         self._store = store
         self._config = config
         self._limits = limits
@@ -66,6 +70,10 @@ class Engine:
         self._revival: Revival
         self._bringing: asyncio.Task[None] | None = None
         self._hub = Hub()
+        self._execute = execute
+        self._sharing: Sharing | None = None
+        self._control: Control
+        self._reading = Reading(store, self._hub, self._is_over)
         self._state = "new"
         self._services: Services
         self._lifecycle: Lifecycle
@@ -105,17 +113,22 @@ class Engine:
 
     async def _start_up(self) -> None:
         settings = self._config.engine
+        sharing = self._sharing = self._share()
         lifecycle = self._lifecycle = Lifecycle()
-        table = self._table = lifecycle.table = Table(self._store, self._read_later)
+        table = self._table = lifecycle.table = (
+            Table(self._store, self._read_later) if sharing is None else sharing.table
+        )
         kinship = self._kinship = lifecycle.kinship = Kinship(table, self._store, self._codec, settings)
-        kinship.let_go, self._revival = lifecycle.let_go, Revival(kinship)
+        closing = self._children_closing = lifecycle.closing = Closing(table, self._store)
+        kinship.let_go = closing.let_go = lifecycle.let_go
+        kinship.go_on, self._revival = lifecycle.go_on, Revival(kinship, closing)
         kinship.revive_awaited = self._revival.revive_awaited
-        residence = self._residence = lifecycle.residence = Residence(table, self._store, self._clock, settings)
-        pipeline = kinship.pipeline = residence.pipeline = Pipeline(
-            self._store, self._clock, settings.history_records_max,
-            publish=lifecycle.publish, entailed=kinship.entailed, on_failure=self._store_failed,
-        )  # fmt: skip
-        scheduler = Scheduler(self._clock, self._limits.max_running, lifecycle.begin, residence.crowded)
+        residence = self._residence = lifecycle.residence = (
+            Residence(table, self._store, self._clock, settings) if sharing is None else sharing.residence(settings)
+        )
+        pipeline = kinship.pipeline = closing.pipeline = residence.pipeline = self._pipeline(lifecycle, kinship)
+        max_running = self._limits.max_running if self._execute else 0
+        scheduler = Scheduler(self._clock, max_running, lifecycle.begin, residence.crowded)
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         lifecycle.services = self._services = Services(
             host=self, families=kinship, residence=residence, store=self._store, pipeline=pipeline, hub=self._hub,
@@ -123,27 +136,66 @@ class Engine:
             invoker=Invoker(settings.thread_workers, settings.process_workers), codec=self._codec, codecs=self._codec_of,
             clock=self._clock, entropy=self._entropy, settings=settings, has_step=known_call, closing=asyncio.Event(), on_step=self.on_step,
         )  # fmt: skip
-        self._starter = kinship.starter = Starter(
+        self._control = Control(table, pipeline, lifecycle, self._revival, sharing, self._check_open)
+        starter = self._starter = kinship.starter = Starter(
             table, store=self._store, pipeline=pipeline, scheduler=scheduler,
             codec=self._codec, clock=self._clock, entropy=self._entropy,
         )  # fmt: skip
+        if sharing is None:
+            await self._take_over(lifecycle)
+        else:
+            kinship.holding = closing.holding = starter.holding = sharing.table
+            sharing.connect(lifecycle, pipeline, scheduler)
+            pipeline.open()
+            await sharing.open()
+            self._state = "open"
         loop = asyncio.get_running_loop()
 
         def task_defined(task: TaskDefinition) -> None:
-            loop.call_soon_threadsafe(lifecycle.task_defined, task.name)
+            loop.call_soon_threadsafe(self._defined, task.name)
 
-        now = self._clock.now()
-        due = RunFilter(open=True, due_by=now)
-        left = await load(self._store, table, due, self._limits.max_running, QUEUED_MAX)
-        residence.open(now, await self._store.next_due(now))
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
-        pipeline.open()
+
+    def _share(self) -> Sharing | None:
+        if isinstance(self._store, SharedStore):
+            return Sharing(self._store, self._hub, self._clock, self._entropy, execute=self._execute)
+        return None
+
+    def _pipeline(self, lifecycle: Lifecycle, kinship: Kinship) -> Pipeline:
+        sharing = self._sharing
+        publish, entailed, records_max = lifecycle.publish, kinship.entailed, self._config.engine.history_records_max
+        if sharing is None:
+            return Pipeline(
+                commit_to(self._store), self._clock, records_max,
+                publish=publish, entailed=entailed, on_failure=self._store_failed,
+            )  # fmt: skip
+        return Pipeline(
+            write_to(sharing.store, self._entropy), self._clock, records_max,
+            publish=publish, entailed=entailed, on_failure=self._store_failed, on_refused=sharing.refused,
+            check_lease=sharing.check_lease, patience_seconds=sharing.store.lease_seconds,
+        )  # fmt: skip
+
+    async def _take_over(self, lifecycle: Lifecycle) -> None:
+        """Let every run go on that had not ended: the store is this process's own."""
+        now = self._clock.now()
+        due = RunFilter(open=True, due_by=now)
+        left = await load(self._store, self._table, due, self._limits.max_running, QUEUED_MAX)
+        self._residence.open(now, await self._store.next_due(now))
+        self._services.pipeline.open()
         self._state = "open"
-        for entry in table:
+        for entry in self._table:
             lifecycle.go_on(entry)
         if left is not None:
-            self._bringing = asyncio.create_task(residence.bring(left), name="durable-recovery")
+            self._bringing = asyncio.create_task(self._residence.bring(left), name="durable-recovery")
+
+    def _defined(self, name: str) -> None:
+        self._lifecycle.task_defined(name)
+        if self._sharing is not None:
+            self._sharing.task_defined()
+
+    def _is_over(self) -> bool:
+        return self._state != "open" or self._services.pipeline.failure is not None
 
     def _read_later(self, entry: Entry) -> None:
         """A run was read from the store after the opening, or beside it."""
@@ -167,8 +219,10 @@ class Engine:
         self._lifecycle.scheduler.closed = True
         if self._bringing is not None:
             self._bringing.cancel()
+        if self._sharing is not None:
+            await self._sharing.stop()
         await self._residence.close()
-        await self._kinship.stop()
+        await self._children_closing.stop()
         self._hub.wake_all()
         try:
             await self._stop_bodies()
@@ -179,6 +233,10 @@ class Engine:
                         services.pipeline.stage(entry, Release())
             await services.pipeline.close()
         finally:
+            if self._sharing is not None:
+                await self._sharing.close(
+                    ShuttingDownError("the application was closed before the run ended: it goes on elsewhere")
+                )
             self._state = "closed"
             for entry in self._table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
@@ -248,13 +306,13 @@ class Engine:
 
     async def find_run(self, run_id: str) -> Run:
         """The run as it was last acknowledged."""
-        run = await self._store.find(run_id)
-        if run is None:
-            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
-        return run
+        return await self._reading.find_run(run_id)
 
     async def wait_ended(self, run_id: str) -> Run:
         """Wait until the run has ended."""
+        if self._sharing is not None:
+            scope = current_scope.get()
+            return await self._sharing.ended(run_id, in_body=scope is not None and scope.host is self)
         entry = self._table.get(run_id)
         if entry is None or entry.settled:
             run = await self.find_run(run_id)
@@ -262,7 +320,7 @@ class Engine:
                 return run
         if self._state == "closed":
             raise AppNotOpenError(f"run {run_id} has not ended, and the application that executes it is closed")
-        entry = await self._load(run_id)
+        entry = await self._control.load(run_id)
         if entry.settled:
             self._lifecycle.let_go(entry)
             return await self.find_run(run_id)  # it ended in between
@@ -283,52 +341,13 @@ class Engine:
                 entry.waiters.remove(waiter)
             self._lifecycle.let_go(entry)
 
-    async def _load(self, run_id: str) -> Entry:
-        entry = await self._table.load(run_id)
-        if entry is None:
-            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
-        return entry
-
-    async def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
-        await self.find_run(run_id)
-        subscription = self._hub.subscribe(run_id)
-        try:
-            while True:
-                subscription.lagging = False
-                page = await self._store.history(run_id, after, PAGE)
-                for record in page:
-                    after = record.seq
-                    yield record
-                if len(page) == PAGE:
-                    continue
-                run = await self.find_run(run_id)
-                if run.ended and after >= run.seq:
-                    return
-                while not subscription.lagging:
-                    for record in subscription.drain():
-                        if record.seq > after or "ephemeral" in record.head:
-                            after = max(after, record.seq)
-                            yield record
-                            if record.kind in ENDS:
-                                return
-                    if self._state != "open" or self._services.pipeline.failure is not None:
-                        raise ShuttingDownError(
-                            f"the application is closing; go on from seq {after} when it is open again"
-                        )
-                    await subscription.wait()
-        finally:
-            self._hub.unsubscribe(run_id, subscription)
+        return self._reading.records(run_id, after)
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""
-        parent = await self.find_run(run_id)
-        found: list[Run] = []
-        after: str | None = None
-        while page := await self._store.query(RunFilter(parent_id=run_id, after=after, limit=PAGE)):
-            found += page
-            after = page[-1].run_id
-        return [run for run in found if run.run_id != parent.coordinator_id]
+        return await self._reading.children_of(run_id)
 
     def statistics(self) -> dict[str, int]:
         """How much is going on."""
@@ -343,50 +362,32 @@ class Engine:
 
     # --- control ----------------------------------------------------------------------------------------------------------------
 
-    async def _command(self, run_id: str, command: Command) -> None:
-        """Have a run decide a command, durably."""
-        self._check_open()
-        entry = await self._load(run_id)
-        try:
-            self._services.pipeline.stage(entry, command)
-            await self._services.pipeline.durable(entry)
-        finally:
-            self._lifecycle.let_go(entry)
-
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
         """Cancel the run and all that belongs to it."""
-        await self._command(run_id, Cancel(reason))
+        await self._control.command(run_id, Cancel(reason))
 
     async def stop_run(self, run_id: str, reason: str | None) -> None:
         """Suspend the run."""
-        await self._command(run_id, Suspend(reason))
+        await self._control.command(run_id, Suspend(reason))
 
     async def resume_run(self, run_id: str) -> None:
         """Go on with a suspended run."""
-        await self._command(run_id, Resume())
+        await self._control.command(run_id, Resume())
 
     async def retry_run(self, run_id: str) -> None:
         """Try a failed run again."""
-        self._check_open()
-        entry = await self._load(run_id)
-        entry.held += 1
-        try:
-            await self._revival.revive(entry)
-            await self._services.pipeline.durable(entry)
-        finally:
-            entry.held -= 1
-            self._lifecycle.let_go(entry)
+        await self._control.retry(run_id)
+
+    async def discard_run(self, run_id: str) -> None:
+        """Take a dead letter off the list."""
+        await self._control.command(run_id, Discard())
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""
         await self._kinship.end_children(run_id, children)
 
-    async def discard_run(self, run_id: str) -> None:
-        """Take a dead letter off the list."""
-        await self._command(run_id, Discard())
-
     async def send_signal(self, run_id: str, name: str, payload: object) -> None:
         """Put a signal into the run's mailbox."""
         if not isinstance(name, str) or not 1 <= len(name) <= 200:
             raise TransitionError(f"a signal's name must be a str of 1 to 200 characters, got {name!r:.100}")
-        await self._command(run_id, Send(name, self._codec.encode(payload), self._config.engine.signals_max))
+        await self._control.command(run_id, Send(name, self._codec.encode(payload), self._config.engine.signals_max))

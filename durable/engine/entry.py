@@ -7,10 +7,11 @@ from the store, and so was durable before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from durable.core.commands import Command
+from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.tasks.definition import TaskDefinition
@@ -46,12 +47,28 @@ class Running(Protocol):
 class Unit:
     """Records that become durable together, and who waits for that."""
 
-    __slots__ = ("items", "size_bytes", "waiters")
+    __slots__ = ("answers", "connection", "items", "messages", "parcel", "size_bytes", "waiters")
 
     def __init__(self) -> None:
         self.items: list[tuple[Entry, Record]] = []
         self.waiters: list[asyncio.Future[Any]] = []
         self.size_bytes = 0
+        #: In a store that is shared: what becomes durable with the records, for runs that others may hold.
+        self.messages: list[Message] = []
+        #: Messages that were obeyed or refused, each with the run that it was for.
+        self.answers: list[tuple[Entry, Answer]] = []
+        #: The user's connection whose transaction it is committed in.
+        self.connection: Any = None
+        #: As it was first handed to the store.
+        self.parcel: Any = None
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        """The runs that it concerns; some more than once."""
+        for entry, _ in self.items:
+            yield entry
+        for entry, _ in self.answers:
+            yield entry
 
 
 class Entry:
@@ -63,14 +80,18 @@ class Entry:
         "children",
         "counted",
         "definition",
+        "epoch",
         "execution",
         "held",
         "history",
         "identity",
         "in_flight",
+        "lost",
         "on_end",
+        "owned",
         "parent",
         "place",
+        "remote",
         "restored",
         "run",
         "settled",
@@ -125,6 +146,14 @@ class Entry:
         self.held = 0
         #: Whether its end has been told.
         self.settled = False
+        #: Whether this process holds the run: nobody else writes to it. In a store of one process it always does.
+        self.owned = True
+        #: In a store that is shared: the epoch under which what is decided here is written.
+        self.epoch = 1
+        #: Whether another process may have changed the run: nothing that was decided here counts any more.
+        self.lost = False
+        #: Children that its body awaits and that others hold, by their id, each as it was when last heard of.
+        self.remote: dict[str, Entry] = {}
 
     def watch(self, watcher: Entry) -> None:
         """Keep a run loaded that is to be told of this one's end."""

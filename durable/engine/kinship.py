@@ -1,15 +1,14 @@
 """Kinship: what the runs of one family owe each other.
 
-Law: a child's end and what its parent makes of it are one commit. A run that has ended is closed once its unfinished children are
-cancelled; a crash in between is made good by the next process, which finds the run not closed.
+Law: a child's end and what its parent makes of it are one commit; where another process has the parent, the child's end and the message
+that tells it are.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,6 @@ from durable.config import EngineSettings
 from durable.core.commands import (
     Cancel,
     ChildEnded,
-    Close,
     Command,
     Complete,
     Coordinate,
@@ -31,12 +29,13 @@ from durable.core.records import ENDS, Record
 from durable.core.run import Join, Run
 from durable.core.status import Status
 from durable.engine.entry import Entry
-from durable.engine.pipeline import Pipeline
+from durable.engine.holding import HoldingTable
+from durable.engine.pipeline import Pipeline, Target, Wish
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import matching, patiently
-from durable.engine.starting import Parentage, Starter, Wish, creation, require_same
+from durable.engine.starting import Parentage, Starter, creation, require_same
 from durable.engine.table import Table
-from durable.errors import ConflictError, DurableError, LimitError, PayloadTooLargeError, RunNotFoundError
+from durable.errors import ConflictError, LimitError, PayloadTooLargeError, RunNotFoundError
 from durable.store.base import Store
 from durable.tasks.child import Child, new_children
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -59,6 +58,8 @@ class Kinship:
     starter: Starter
     #: Called with a run that nobody needs in memory any more who did.
     let_go: Callable[[Entry], None]
+    #: Lets a run that was read from the store go on.
+    go_on: Callable[[Entry], None]
     #: See `Revival.revive_awaited`.
     revive_awaited: Callable[[Entry, str, Command], Awaitable[None]]
 
@@ -67,8 +68,8 @@ class Kinship:
         self._store = store
         self._codec = codec
         self._settings = settings
-        #: What closes runs that have ended, by run.
-        self._closing: dict[Entry, asyncio.Task[None]] = {}
+        #: The table, where other processes may hold runs, too.
+        self.holding: HoldingTable | None = None
 
     # --- what a record means for relatives --------------------------------------------------------------------------------------
 
@@ -80,11 +81,21 @@ class Kinship:
 
     def _told(self, entry: Entry) -> Iterable[Wish]:
         run, parent = entry.run, entry.parent
+        if self.holding is not None:
+            return self._told_by_message(run) if parent is None else self._told_here(entry, run.watchers)
         if parent is None and not entry.watchers:
             return ()
-        told: list[Wish] = [(watcher, _ended(run)) for watcher in entry.watchers]
+        return self._told_here(entry, entry.watchers)
+
+    def _told_by_message(self, run: Run) -> Iterable[Wish]:
+        relatives = [*run.watchers, run.parent_id] if run.attached and run.parent_id else run.watchers
+        return [(relative, told_of_end(run)) for relative in relatives]
+
+    def _told_here(self, entry: Entry, watchers: Iterable[Target]) -> Iterable[Wish]:
+        run, parent = entry.run, entry.parent
+        told: list[Wish] = [(watcher, told_of_end(run)) for watcher in watchers]
         if parent is not None and (run.joined or parent.run.asleep):
-            told.append((parent, _ended(run)))
+            told.append((parent, told_of_end(run)))
         elif parent is not None and entry.on_end is not None and (command := entry.on_end(run)) is not None:
             told.append((parent, command))
         return told
@@ -95,6 +106,8 @@ class Kinship:
         definition = find_task(run.task)
         if run.unfinished or not run.join or definition is None or definition.on_children_complete is None:
             return ()
+        if not entry.owned:
+            return ()  # whoever claims the run begins it
         if isinstance(definition.on_children_complete, TaskDefinition):
             return self._coordinator_run(entry, definition.on_children_complete, definition.coordinator_options)
         if entry.restored and not definition.auto_recover:
@@ -137,40 +150,42 @@ class Kinship:
         creates = [await self.starter.prepare(*child.call, entry) for child in children if child.call is not None]
         self._check_size(entry.run, creates)
         async with self.starter.naming(*creates):
-            others: list[Entry] = []
+            others: list[Target] = []
             try:
                 own = await self._by_key(entry, list(zip(children, creates, strict=True)), others)
-                while late := [other for other in others if other.run.ended and not self.pipeline.is_durable(other)]:
+                while late := [
+                    other for other in _loaded(others) if other.run.ended and not self.pipeline.is_durable(other)
+                ]:
                     await self.pipeline.durable(late[0])  # the parent counts no end that a crash could undo
                 if len(own) < len(children):
                     payload = encode()  # with the runs that keys name
                 self._stage_family(entry, Complete(payload, len(own) + len(others), join, lenient), own, others)
             finally:
-                for other in others:
+                for other in _loaded(others):
                     other.held -= 1
                     self.let_go(other)
 
     def _stage_family(
-        self, entry: Entry, complete: Complete, own: list[tuple[Child[Any], Create]], others: list[Entry]
+        self, entry: Entry, complete: Complete, own: list[tuple[Child[Any], Create]], others: list[Target]
     ) -> None:
         wishes: list[Wish] = []
         for child, create in own:
             create.attached = create.joined = True
             wishes += self.starter.enter(child.run_id, create, entry, current_identity.get())
-        running = [other for other in others if not other.run.ended]
+        running = [other for other in others if isinstance(other, str) or not other.run.ended]
         told: list[Wish] = [(other, Watch(entry.run.run_id)) for other in running]
-        told += [(entry, _ended(other.run)) for other in others if other.run.ended]
+        told += [(entry, told_of_end(other.run)) for other in _loaded(others) if other.run.ended]
         try:
             self.pipeline.stage(entry, complete, *wishes, *told)
         except BaseException:
             self.starter.withdraw(wishes)
             raise
         self.starter.created(wishes)
-        for other in running:
+        for other in _loaded(running):
             other.watch(entry)
 
     async def _by_key(
-        self, entry: Entry, children: list[tuple[Child[Any], Create]], others: list[Entry]
+        self, entry: Entry, children: list[tuple[Child[Any], Create]], others: list[Target]
     ) -> list[tuple[Child[Any], Create]]:
         """Return the children that come into being; `others` gets the runs that the keys of the rest name, held."""
         own: list[tuple[Child[Any], Create]] = []
@@ -191,11 +206,18 @@ class Kinship:
                 continue
             self._refuse_ancestor(entry, holder.run_id, create)
             child.stands_for(holder.run_id)
-            other = await patiently(partial(self._table.load, holder.run_id))
+            other = await self._named(holder)
             if other is not None and other not in others:
                 others.append(other)
-                other.held += 1
+                if isinstance(other, Entry):
+                    other.held += 1
         return own
+
+    async def _named(self, holder: Run) -> Target | None:
+        """The run that a key names, as whom to tell: what another process may go on with meanwhile is sent a message."""
+        if self.holding is not None and not holder.ended:
+            return holder.run_id
+        return await patiently(partial(self._table.load, holder.run_id))
 
     def _refuse_ancestor(self, entry: Entry, run_id: str, create: Create) -> None:
         ancestor: Entry | None = entry
@@ -242,14 +264,37 @@ class Kinship:
     def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         child = None if run_id is None else self._table.get(run_id)
+        cancel = Cancel("the parent no longer waits for it")
         if child is not None and child.parent is parent and not child.run.ended:
-            self.pipeline.stage(parent, note, (child, Cancel("the parent no longer waits for it")))
+            self.pipeline.stage(parent, note, (child, cancel))
+        elif run_id is not None and run_id in parent.remote:
+            self.pipeline.stage(parent, note, (run_id, cancel))
         else:
             self.pipeline.stage(parent, note)
 
     async def load(self, run_id: str) -> Entry | None:
         """The run, read from the store if need be."""
         return await self._table.load(run_id)
+
+    async def awaited(self, parent: Entry, child_id: str) -> Entry | None:
+        """The child that a body is about to await; of one that another process holds, what is known of it."""
+        if self.holding is None:
+            return await self._table.load(child_id)
+        if (child := self.holding.held(child_id)) is not None and child.parent is parent:
+            return child
+        child = parent.remote[child_id] = Entry(Run(child_id))  # before it is read: from here on its end is not missed
+        found = await self._store.find(child_id)
+        if found is None or found.ended:
+            parent.remote.pop(child_id, None)
+            return None
+        for taken in await self.holding.take([child_id]):  # nobody has it: it goes on here, in the slot of its parent
+            parent.remote.pop(child_id, None)
+            self.go_on(taken)
+            return taken
+        if not child.run.ended:
+            child.run.become(found)
+        child.parent = parent
+        return child
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""
@@ -270,58 +315,11 @@ class Kinship:
         """All runs that match, as the store has them."""
         return matching(self._store, wanted)
 
-    async def closed(self, entry: Entry) -> None:
-        """Wait until the run is closed in the store, where its children are looked up, if it is being closed."""
-        while True:
-            closing = self._closing.get(entry)
-            if closing is not None:
-                await asyncio.wait((closing,))
-            elif entry.run.returned_seq and not self.pipeline.is_durable(entry):
-                await self.pipeline.durable(entry)  # what follows from its end is staged when that is published
-            else:
-                return
 
-    async def stop(self) -> None:
-        """Close no more runs: the next process finds them not closed."""
-        tasks = list(self._closing.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    # --- closing ----------------------------------------------------------------------------------------------------------------
-
-    def close(self, entry: Entry) -> None:
-        """Cancel the unfinished children of a run that has ended, and record that it is closed."""
-        run = entry.run
-        if run.closed or entry in self._closing:
-            return
-        loaded = [child for child in entry.children if not child.run.ended]
-        reason = f"its parent {run.run_id} is {run.status}"
-        try:
-            for child in loaded:
-                self.pipeline.stage(child, Cancel(reason))
-            if len(loaded) == run.unfinished + run.awaiting:
-                self.pipeline.stage(entry, Close())
-                return
-        except DurableError:
-            return  # the store failed or is closed: the next process finds the run not closed
-        self._closing[entry] = asyncio.create_task(self._close(entry, reason), name="durable-closing")
-        self._closing[entry].add_done_callback(lambda _: self._closing.pop(entry, None))
-
-    async def _close(self, entry: Entry, reason: str) -> None:
-        """The same for children that are not all on the table."""
-        try:
-            async for run in self.relatives(RunFilter(parent_id=entry.run.run_id, open=True)):
-                child = await patiently(partial(self._table.load, run.run_id)) if run.attached else None
-                if child is not None and not child.run.ended:
-                    self.pipeline.stage(child, Cancel(reason))
-                elif child is not None:
-                    self.let_go(child)
-            self.pipeline.stage(entry, Close())
-        except DurableError as error:
-            logger.debug("run %s is closed by the next process: %s", entry.run.run_id, error)
+def _loaded(targets: Iterable[Target]) -> Iterator[Entry]:
+    return (target for target in targets if isinstance(target, Entry))
 
 
-def _ended(run: Run) -> ChildEnded:
+def told_of_end(run: Run) -> ChildEnded:
+    """What relatives of a run are told of its end."""
     return ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason)

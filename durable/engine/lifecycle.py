@@ -14,8 +14,10 @@ from durable.core.commands import Begin, Fail, Recover, Suspend, Wake
 from durable.core.memo import Memo
 from durable.core.react import REACTIONS, Effect
 from durable.core.records import Kind, Record
+from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.body import run_body
+from durable.engine.closing import Closing
 from durable.engine.entry import Entry, Unit
 from durable.engine.execution import Execution
 from durable.engine.kinship import WAITS_FOR_USER, Kinship
@@ -39,7 +41,12 @@ class Lifecycle:
     scheduler: Scheduler
     kinship: Kinship
     residence: Residence
+    closing: Closing
     table: Table
+    #: Where runs are shared: told of a run that can go on, but that nobody holds.
+    offer: Callable[[Entry], None]
+    #: Where runs are shared: told of the end of a run.
+    ended: Callable[[Run], None] | None = None
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -100,12 +107,32 @@ class Lifecycle:
             for relative in self.table.drop(entry):
                 self.let_go(relative)
 
+    def forsake(self, entry: Entry) -> None:
+        """The run may be in other hands: stop its body, and forget it."""
+        self.services.pipeline.lose(entry)
+        self._stand_back(entry)
+        if entry.execution is not None:
+            entry.execution.interrupt()
+        elif entry.task is not None:
+            entry.task.cancel()
+        if entry.task is None:
+            self.scheduler.release(entry)
+        else:
+            self._abandon_later(entry, entry.task)
+        for child in list(entry.children):
+            child.parent = None  # it tells by a message
+        entry.children.clear()
+        for relative in self.table.drop(entry):
+            self.let_go(relative)
+
     def go_on(self, entry: Entry) -> None:
         """Let a run that was read from the store go on."""
         run = entry.run
         if run.ended:
             if entry.settled:  # else its end is not durable yet
-                self.kinship.close(entry)
+                self.closing.close(entry)
+        elif not entry.owned:
+            self.offer(entry)
         elif find_task(run.task) is None:
             self.orphan(entry)
         elif not self._suspended_for_user(entry):
@@ -143,7 +170,7 @@ class Lifecycle:
                 most = self.services.settings.max_recoveries if limit is None else limit
                 pipeline.stage(entry, Recover("crash", most))
         except StorageError:
-            return  # the store failed; the next process goes on
+            return  # the store failed, or another process has the run: that goes on
 
     def _coordinate(self, entry: Entry) -> None:
         """Begin the coordinator of a run whose children have all ended."""
@@ -263,6 +290,8 @@ class Lifecycle:
     def _body_ended(self, entry: Entry) -> None:
         self.scheduler.release(entry)
         self.residence.unpaused(entry)
+        if entry.lost:
+            return
         if not entry.run.ended and not entry.run.executing and not self.services.closing.is_set():
             self.go_on(entry)  # it may have been made ready again while its old body was still ending
         self.let_go(entry)
@@ -291,7 +320,10 @@ class Lifecycle:
         elif entry.task is not None:
             entry.task.cancel()
         if entry.task is not None:
-            self._loop.call_later(self.services.settings.cancel_grace_seconds, self._abandon, entry, entry.task)
+            self._abandon_later(entry, entry.task)
+
+    def _abandon_later(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        self._loop.call_later(self.services.settings.cancel_grace_seconds, self._abandon, entry, task)
 
     def _abandon(self, entry: Entry, task: asyncio.Task[None]) -> None:
         if task.done():
@@ -326,7 +358,9 @@ class Lifecycle:
                 if not waiter.done():
                     waiter.set_result(ended)
             entry.waiters.clear()
-        self.kinship.close(entry)
+        if self.ended is not None:
+            self.ended(run)
+        self.closing.close(entry)
         parent, entry.parent = entry.parent, None  # the parent may leave memory, and come back as another entry
         if parent is not None:
             parent.children.discard(entry)

@@ -97,7 +97,7 @@ class ChildWait:
         """Wait for the child's end."""
         assert self.child_id is not None
         attempt, services = self._attempt, self._attempt.services
-        child = await patiently(partial(services.families.load, self.child_id))
+        child = await patiently(partial(services.families.awaited, attempt.entry, self.child_id))
         if child is None or child.run.ended or child.parent is not attempt.entry:
             if child is not None:
                 services.families.let_go(child)
@@ -109,6 +109,7 @@ class ChildWait:
                 return await self._told()
         finally:
             del attempt.awaited[self._call]
+            attempt.entry.remote.pop(self.child_id, None)
 
     async def _told(self) -> Run:
         return await patiently(partial(self._attempt.services.host.wait_ended, str(self.child_id)))

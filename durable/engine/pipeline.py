@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from durable.clock import Clock
 from durable.core.commands import Command
 from durable.core.decide import decide
+from durable.core.messages import Answer, Message
 from durable.core.records import ENDS, Kind, Record
 from durable.core.run import apply
 from durable.engine.entry import Entry, Unit
 from durable.errors import (
     DurableError,
+    LeaseLostError,
     LogFencedError,
     RepositoryUnavailableError,
     ShuttingDownError,
     StorageError,
     StorageFullError,
 )
-from durable.store.base import Store
 
 logger = logging.getLogger("durable.engine")
 
@@ -37,32 +39,51 @@ ENTAILING = ENDS | {Kind.CHILDREN_STARTED, Kind.CHILD_ENDED}
 UNIT_BYTES_MAX = 8 * 1024 * 1024
 
 
+#: What a command is for: a run in hand, or the id of one that another process may hold.
+Target = Entry | str
+#: A command for a run, to be staged together with others.
+Wish = tuple[Target, Command]
+#: Hands units to the store; returns for each None, or why it was refused.
+Commit = Callable[[Sequence[Unit]], Awaitable[Sequence[DurableError | None]]]
+
+
 class Pipeline:
     """Gathers records and commits them in batches.
 
     Arguments:
+        commit: hands units to the store.
         publish: called for each unit once it is durable.
         entailed: tells, for a record of one of the kinds `ENTAILING`, what it means for other runs.
         on_failure: called once, when the store takes nothing more.
+        on_refused: called for each run of a unit that the store refused, or will not take in time.
+        check_lease: called before each commit; loses the runs that others may hold by now.
+        patience_seconds: how long to try when the store cannot be asked; None: as long as it takes.
     """
 
     def __init__(
         self,
-        store: Store,
+        commit: Commit,
         clock: Clock,
         records_max: int,
         *,
         publish: Callable[[Unit], None],
-        entailed: Callable[[Entry, Record], Iterable[tuple[Entry, Command]]],
+        entailed: Callable[[Entry, Record], Iterable[Wish]],
         on_failure: Callable[[StorageError], None],
+        on_refused: Callable[[Entry], None] = lambda entry: None,
+        check_lease: Callable[[], None] = lambda: None,
+        patience_seconds: float | None = None,
     ) -> None:
-        self._store = store
+        self._hand_over = commit
         self._clock = clock
         self._records_max = records_max
         self._publish = publish
         self._entailed = entailed
         self._on_failure = on_failure
+        self._on_refused = on_refused
+        self._check_lease = check_lease
+        self._patience_seconds = patience_seconds
         self._pending: list[Unit] = []
+        self._some_lost = False
         self._wake: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
@@ -80,43 +101,78 @@ class Pipeline:
         if self._worker is not None:
             await self._worker
 
-    def stage(self, entry: Entry, command: Command, *further: tuple[Entry, Command]) -> list[Record]:
+    # --- staging ----------------------------------------------------------------------------------------------------------------
+
+    def stage(
+        self, entry: Entry, command: Command, *further: Wish, answer: Answer | None = None, connection: Any = None
+    ) -> list[Record]:
         """Decide a command and put its records into the next commit. Raises what `decide` raises, and the store's failure.
 
         Its records, those of `further` commands, and what all of them entail for other runs (which is never refused) become durable
         together or not at all; where one is refused, nothing is staged. Returns the records of the first command.
+
+        Arguments:
+            answer: the message that the command came by, which is gone with that commit.
+            connection: the user's connection, in whose transaction the records are committed.
         """
-        if self.failure is not None:
-            raise LogFencedError(str(self.failure)) from self.failure
-        if self._closed:
-            raise ShuttingDownError("the application is closed: nothing more is recorded")
+        self._check(entry)
         decided = decide(entry.run, command, self._clock.now(), self._records_max)
         staged: list[tuple[Entry, Record]] = []
+        messages: list[Message] = []
         work = deque(further)
         before = (
-            [(other, other.run.copy()) for other in (entry, *(wish[0] for wish in further)) if other.run.seq]
-            if further
-            else []
+            [(other, other.run.copy()) for other in (entry, *_entries(further)) if other.run.seq] if further else []
         )
         try:
             self._take(entry, decided, staged, work)
             while work:
                 other, command = work.popleft()
+                if isinstance(other, str):
+                    messages.append(Message(other, command))
+                    continue
+                if other.lost:
+                    self._check(other)
                 self._take(other, decide(other.run, command, self._clock.now(), self._records_max), staged, work)
         except BaseException:
             for other, run in before:
                 other.run.become(run)
             raise
-        if staged:
-            self._place(staged)
+        if staged or messages or answer is not None:
+            unit = self._place(staged, connection)
+            unit.messages += messages
+            if answer is not None:
+                self._answered(unit, entry, answer)
         return decided
+
+    def answer(self, entry: Entry, answer: Answer, *messages: Message) -> None:
+        """Have a message for the run be gone that changes nothing of it, and send others in its place."""
+        self._check(entry)
+        unit = entry.unit
+        if unit is None or unit.connection is not None:
+            unit = self._new_unit(None)
+        unit.messages += messages
+        self._answered(unit, entry, answer)
+
+    def _answered(self, unit: Unit, entry: Entry, answer: Answer) -> None:
+        unit.answers.append((entry, answer))
+        entry.unit = unit
+
+    def _check(self, entry: Entry) -> None:
+        if self.failure is not None:
+            raise LogFencedError(str(self.failure)) from self.failure
+        if self._closed:
+            raise ShuttingDownError("the application is closed: nothing more is recorded")
+        if entry.lost:
+            raise LeaseLostError(
+                f"run {entry.run.run_id} is in other hands by now: nothing that is decided here counts"
+            )
 
     def _take(
         self,
         entry: Entry,
         records: list[Record],
         staged: list[tuple[Entry, Record]],
-        work: deque[tuple[Entry, Command]],
+        work: deque[Wish],
     ) -> None:
         for record in records:
             apply(entry.run, record)
@@ -125,28 +181,36 @@ class Pipeline:
             if record.kind in ENTAILING:
                 work.extend(self._entailed(entry, record))
 
-    def _place(self, staged: list[tuple[Entry, Record]]) -> None:
+    def _place(self, staged: list[tuple[Entry, Record]], connection: Any) -> Unit:
         """Put records into the unit of their runs, where it is one and has room, else into a new one at the end."""
-        size, unit, mixed = 0, None, False
+        size, unit, mixed = 0, None, connection is not None
         for entry, record in staged:
             size += _size(record)
             if entry.unit is not None and entry.unit is not unit:
-                mixed = unit is not None
+                mixed = mixed or unit is not None
                 unit = entry.unit
-        if unit is None or mixed or unit.size_bytes + size > UNIT_BYTES_MAX:
-            unit = Unit()
-            self._pending.append(unit)
-            self._kick()
+        if unit is None or mixed or unit.connection is not None or unit.size_bytes + size > UNIT_BYTES_MAX:
+            unit = self._new_unit(connection)
         unit.size_bytes += size
         unit.items += staged
         for entry, _ in staged:
             entry.unit = unit
+        return unit
+
+    def _new_unit(self, connection: Any) -> Unit:
+        unit = Unit()
+        unit.connection = connection
+        self._pending.append(unit)
+        self._kick()
+        return unit
 
     def durable(self, entry: Entry) -> asyncio.Future[None]:
         """A future that is done when everything staged for the entry is durable."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.failure is not None:
             waiter.set_exception(_outcome_unknown(self.failure))
+        elif entry.lost:
+            waiter.set_exception(LeaseLostError(f"run {entry.run.run_id} is in other hands by now"))
         elif entry.unit is not None:
             entry.unit.waiters.append(waiter)
         elif entry.in_flight is not None:
@@ -182,13 +246,15 @@ class Pipeline:
         units = self._pending
         self._pending = []
         for unit in units:
-            for entry, _ in unit.items:
+            for entry in unit.entries:
                 entry.unit = None
                 entry.in_flight = unit
         try:
-            await self._commit(units)
-            for unit in units:
-                for entry, _ in unit.items:
+            for unit, refusal in zip(units, await self._commit(units), strict=False):
+                if refusal is not None:
+                    self._refuse(unit, refusal)
+                    continue
+                for entry in unit.entries:
                     if entry.in_flight is unit:  # else more of it is to be published
                         entry.in_flight = None
                 self._publish(unit)
@@ -206,20 +272,55 @@ class Pipeline:
             return False
         return True
 
-    async def _commit(self, units: list[Unit]) -> None:
-        batch = [[record for _, record in unit.items] for unit in units]
+    async def _commit(self, units: list[Unit]) -> Sequence[DurableError | None]:
         told: type[StorageError] | None = None
+        started = asyncio.get_running_loop().time()
         while True:
+            self._check_lease()
+            if self._some_lost:
+                units[:] = self._without_lost(units)
+            if not units:
+                return ()
             try:
-                await self._store.commit(batch)
-                return
+                return await self._hand_over(units)
             except (StorageFullError, RepositoryUnavailableError) as error:  # nothing was written; later it can be
                 if told is not type(error):
                     logger.error("nothing can be committed now, work waits: %s", error)
                     told = type(error)
                 await asyncio.sleep(RETRY_SECONDS)
+                waited = asyncio.get_running_loop().time() - started
+                if self._patience_seconds is not None and (self._closing or waited > self._patience_seconds):
+                    return [error] * len(units)
                 if self._closing:
                     raise
+
+    # --- runs that others hold by now ---------------------------------------------------------------------------------------------
+
+    def lose(self, entry: Entry) -> None:
+        """The run may be in other hands: nothing that was decided here and is not durable counts, nor what is decided from now on."""
+        entry.lost = self._some_lost = True
+        self._kick()
+
+    def _without_lost(self, units: list[Unit]) -> list[Unit]:
+        """The units that concern no lost run. Refusing one loses those that share it with a lost run."""
+        while lost := [unit for unit in units if any(entry.lost for entry in unit.entries)]:
+            units = [unit for unit in units if unit not in lost]
+            for unit in lost:
+                self._refuse(
+                    unit, LeaseLostError("a run is in other hands by now: what was decided here does not count")
+                )
+        self._some_lost = bool(self._pending)
+        return units
+
+    def _refuse(self, unit: Unit, error: DurableError) -> None:
+        for waiter in unit.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        for entry in set(unit.entries):
+            if entry.in_flight is unit:
+                entry.in_flight = None
+            self.lose(entry)
+            self._on_refused(entry)
 
     def _fail(self, error: StorageError, units: list[Unit]) -> None:
         self.failure = error
@@ -230,6 +331,10 @@ class Pipeline:
                     waiter.set_exception(_outcome_unknown(error))
         self._pending = []
         self._on_failure(error)
+
+
+def _entries(wishes: Iterable[Wish]) -> Iterator[Entry]:
+    return (target for target, _ in wishes if isinstance(target, Entry))
 
 
 def _size(record: Record) -> int:

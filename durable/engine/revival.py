@@ -12,18 +12,20 @@ from functools import partial
 from durable.core.commands import Command, Coordinate, Revive
 from durable.core.query import RunFilter
 from durable.core.status import ENDED, Status
+from durable.engine.closing import Closing
 from durable.engine.entry import Entry
 from durable.engine.kinship import Kinship
+from durable.engine.pipeline import Wish
 from durable.engine.services import patiently
-from durable.engine.starting import Wish
 from durable.errors import RunNotFoundError
 
 
 class Revival:
     """Tries families again, one at a time: two at once would gather the same runs."""
 
-    def __init__(self, kinship: Kinship) -> None:
+    def __init__(self, kinship: Kinship, closing: Closing) -> None:
         self._kinship = kinship
+        self._closing = closing
         self._lock = asyncio.Lock()
 
     async def revive(self, entry: Entry) -> None:
@@ -45,7 +47,7 @@ class Revival:
             child.held -= 1
             self._kinship.let_go(child)
 
-    async def _revive(self, entry: Entry, first: Wish | None) -> None:
+    async def _revive(self, entry: Entry, first: tuple[Entry, Command] | None) -> None:
         async with self._lock:
             family: dict[Entry, list[Entry]] = {}
             try:
@@ -66,7 +68,7 @@ class Revival:
 
     async def _gather(self, entry: Entry, family: dict[Entry, list[Entry]]) -> None:
         """Load the runs that may go on with this one, and theirs."""
-        await self._kinship.closed(entry)
+        await self._closing.closed(entry)
         run, ids = entry.run, list[str]()
         if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:
             again = {Status.CANCELLED} if run.lenient else ENDED - {Status.COMPLETED}
@@ -96,13 +98,14 @@ class Revival:
             yield from self._wishes(child, family, by_parent=True)
 
     def _stage(self, wishes: list[Wish], ties: list[tuple[Entry, Entry]]) -> None:
-        going = {entry for entry, _ in wishes}
+        going = {entry for entry, _ in wishes if isinstance(entry, Entry)}
         ties = [(child, parent) for child, parent in ties if child in going]
         for child, parent in ties:
             child.parent = parent
             parent.children.add(child)
         try:
             (entry, command), *further = wishes
+            assert isinstance(entry, Entry)
             self._kinship.pipeline.stage(entry, command, *further)
         except BaseException:
             for child, parent in ties:

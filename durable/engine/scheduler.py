@@ -44,15 +44,35 @@ class Scheduler:
         self._stale = 0
         self.running = 0
         self.closed = False
+        #: No run may take a slot now.
+        self.paused = False
+        #: About how many runs wait in the store for a slot, here or anywhere: see `claims.py`.
+        self.elsewhere = 0
+        #: Called when a slot has become free that no run here waits for.
+        self.on_free: Callable[[], None] | None = None
 
     @property
     def queued(self) -> int:
         """Runs that wait for a slot."""
-        return len(self._queue) - self._stale
+        return len(self._queue) - self._stale + self.elsewhere
+
+    @property
+    def free(self) -> int:
+        """Slots that no run here has or waits for."""
+        if self.closed or self.paused:
+            return 0
+        return max(self._max_running - self.running - len(self._queue) + self._stale, 0)
 
     def try_slot(self, entry: Entry) -> bool:
-        """Take a slot for a run that begins at once, if there is one."""
-        if self.closed or (not self._is_free(entry) and (self.queued or self.running >= self._max_running)):
+        """Take a slot for a run that begins at once, if there is one and nobody waits for it."""
+        if self.elsewhere and not self._is_free(entry):
+            return False
+        return self._try_slot(entry)
+
+    def _try_slot(self, entry: Entry) -> bool:
+        if self.closed or self.paused:
+            return False
+        if not self._is_free(entry) and (len(self._queue) > self._stale or self.running >= self._max_running):
             return False
         self._take(entry)
         return True
@@ -70,7 +90,7 @@ class Scheduler:
                 loop = asyncio.get_running_loop()
                 entry.timer = loop.call_later(min(wait, TIMER_SECONDS_MAX), self._due, entry)
             return
-        if self.try_slot(entry):
+        if self._try_slot(entry):
             self._begin(entry)
         else:
             self._places += 1
@@ -91,7 +111,7 @@ class Scheduler:
             entry.slot = False
             if entry.counted:
                 self.running -= 1
-        self._fill()
+        self.fill()
 
     def forget(self, entry: Entry) -> None:
         """The run no longer wants to begin."""
@@ -130,8 +150,9 @@ class Scheduler:
         entry.timer = None
         self.schedule(entry)
 
-    def _fill(self) -> None:
-        while self._queue and self.running < self._max_running and not self.closed:
+    def fill(self) -> None:
+        """Begin as many runs as there are slots."""
+        while self._queue and self.running < self._max_running and not self.closed and not self.paused:
             *_, place, entry = heapq.heappop(self._queue)
             if entry.place != place:
                 self._stale -= 1
@@ -140,3 +161,5 @@ class Scheduler:
             if entry.run.due is not None and not entry.run.ended and not entry.slot:
                 self._take(entry)
                 self._begin(entry)
+        if self.elsewhere and self.on_free is not None and not self._queue and self.running < self._max_running:
+            self.on_free()

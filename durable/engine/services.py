@@ -65,6 +65,10 @@ class Families(Protocol):
         """The run, read from the store if need be."""
         ...
 
+    async def awaited(self, parent: Entry, child_id: str) -> Entry | None:
+        """The child that a body is about to await; of one that another process holds, what is known of it."""
+        ...
+
 
 class Residence(Protocol):
     """Which runs stay in memory."""

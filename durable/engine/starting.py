@@ -21,7 +21,8 @@ from durable.core.retry import ONCE
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.entry import Entry
-from durable.engine.pipeline import Pipeline
+from durable.engine.holding import HoldingTable
+from durable.engine.pipeline import Pipeline, Wish
 from durable.engine.scheduler import Scheduler
 from durable.engine.table import Table
 from durable.errors import ConfigError, ConflictError, ValidationError
@@ -29,9 +30,6 @@ from durable.store.base import Store
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
 from durable.tasks.registry import find_task
-
-#: A command for a run, to be staged together with others.
-Wish = tuple[Entry, Command]
 
 
 class Parentage(NamedTuple):
@@ -56,6 +54,8 @@ class Starter:
         self._codec = codec
         self._clock = clock
         self._entropy = entropy
+        #: The table, where other processes may hold runs, too.
+        self.holding: HoldingTable | None = None
         self._last_id = ""
         self._locks: dict[tuple[str | None, str], tuple[asyncio.Lock, int]] = {}
         #: Keyed runs whose creation is on its way, even when who asked for it no longer waits.
@@ -116,9 +116,12 @@ class Starter:
     async def _start_keyed(self, create: Create, task: TaskDefinition, parentage: Parentage | None) -> str:
         assert create.key is not None
         async with self.naming(create):
-            existing = await self.holder(create)
-            if existing is None:
-                return await self._create(create, parentage)
+            while (existing := await self.holder(create)) is None:
+                try:
+                    return await self._create(create, parentage)
+                except ConflictError:  # another process was quicker
+                    if self.holding is None or parentage is not None:
+                        raise
             await self._reunite(existing, task)
             if parentage is not None:
                 self._pipeline.stage(parentage.entry, parentage.note(existing.run_id, create.key))
@@ -162,7 +165,10 @@ class Starter:
         """A run that waits for its user's return goes on with the identity that the fresh start brings."""
         if task.auto_recover or existing.ended:
             return
-        entry = await self._table.load(existing.run_id)
+        if self.holding is None:
+            entry = await self._table.load(existing.run_id)
+        elif (entry := self.holding.held(existing.run_id)) is None:  # it has to go on here, where its identity is
+            entry = next(iter(await self.holding.take([existing.run_id])), None)
         if entry is None or entry.run.status is not Status.SUSPENDED:
             return
         entry.identity, entry.restored = current_identity.get(), False
@@ -188,12 +194,14 @@ class Starter:
             self._creating[create.user, create.key] = entry
         if not create.delay and self._scheduler.try_slot(entry):
             wishes.append((entry, Begin()))
+        else:
+            entry.owned = self.holding is None
         return wishes
 
     def withdraw(self, wishes: Sequence[Wish]) -> None:
         """The runs that these wishes were to create do not come into being."""
         for entry, command in wishes:
-            if type(command) is Create:
+            if type(command) is Create and isinstance(entry, Entry):
                 self._table.drop(entry)
                 self._scheduler.release(entry)
                 if command.key is not None:
@@ -202,7 +210,7 @@ class Starter:
     def created(self, wishes: Sequence[Wish]) -> None:
         """These wishes were staged: their keys are known to the store once they are durable."""
         for entry, command in wishes:
-            if type(command) is Create and command.key is not None:
+            if type(command) is Create and command.key is not None and isinstance(entry, Entry):
                 name = (command.user, command.key)
                 self._pipeline.durable(entry).add_done_callback(partial(self._created, name))
 
@@ -212,10 +220,11 @@ class Starter:
             parent, create.attached = parentage.entry, parentage.attached
         wishes = self.enter(run_id, create, parent, current_identity.get())
         entry = wishes[0][0]
+        assert isinstance(entry, Entry)
         try:
             if parentage is None:
-                for wish in wishes:
-                    self._pipeline.stage(*wish)
+                for _, command in wishes:
+                    self._pipeline.stage(entry, command)
             else:
                 self._pipeline.stage(parentage.entry, parentage.note(run_id, create.key), *wishes)
         except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 
 from durable.core.records import Record
 
@@ -79,6 +80,13 @@ class Hub:
         """Offer a durable record to those who follow its run."""
         for subscription in self._subscriptions.get(record.run_id, ()):
             subscription.push(record)
+
+    def look_again(self, run_ids: Collection[str] | None) -> None:
+        """Have those who follow these runs read from the store; None: any run."""
+        for run_id in list(self._subscriptions) if run_ids is None else run_ids:
+            for subscription in self._subscriptions.get(run_id, ()):
+                subscription.lagging = True
+                subscription.wake()
 
     def wake_all(self) -> None:
         """Let every subscriber look at the state of the application."""

@@ -62,6 +62,11 @@ def find_task(name: str) -> TaskDefinition | None:
     return _tasks.get(name)
 
 
+def all_tasks() -> list[TaskDefinition]:
+    """All tasks that imported modules define."""
+    return list(_tasks.values())
+
+
 def has_step(name: str) -> bool:
     """Whether the code has a step of this name."""
     return name in _steps

@@ -7,6 +7,7 @@ import asyncio
 from durable.clock import SYSTEM_CLOCK
 from durable.core.commands import Cancel, Create, Send
 from durable.core.run import Run
+from durable.engine.committing import commit_to
 from durable.engine.entry import Entry
 from durable.engine.pipeline import UNIT_BYTES_MAX, Pipeline
 from durable.store.memory import MemoryStore
@@ -17,7 +18,7 @@ async def a_pipeline() -> Pipeline:
     store = MemoryStore()
     await store.open()
     pipeline = Pipeline(
-        store, SYSTEM_CLOCK, 1000,
+        commit_to(store), SYSTEM_CLOCK, 1000,
         publish=lambda unit: None, entailed=lambda entry, record: (), on_failure=lambda error: None,
     )  # fmt: skip
     pipeline.open()

@@ -1,0 +1,152 @@
+"""Claims: how an executor comes to the work of a shared store.
+
+Law: it takes no more runs than it has slots for, and only such as it has the code for. A notice says when to look; a look without one
+comes as often as `poll_seconds` says, not all executors at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from durable.clock import Clock, Entropy, fraction_of
+from durable.engine.entry import Entry
+from durable.engine.holding import HoldingTable
+from durable.engine.lifecycle import Lifecycle
+from durable.engine.mailbox import Mailbox
+from durable.engine.pipeline import RETRY_SECONDS
+from durable.engine.scheduler import Scheduler
+from durable.errors import DurableError, RepositoryUnavailableError
+from durable.store.shared import Known, SharedStore
+from durable.tasks.registry import all_tasks
+
+logger = logging.getLogger("durable.engine")
+
+#: Most runs that are claimed at once.
+CLAIM_MAX = 500
+#: How many runs are assumed to wait in the store where there are more than were claimed.
+ASSUMED_ELSEWHERE = 100
+
+
+def known_tasks() -> list[Known]:
+    """The tasks that this process has the code of."""
+    return [(task.name, task.version) for task in all_tasks()]
+
+
+class Claims:
+    """Looks for runs that can go on here, and for messages."""
+
+    def __init__(
+        self, store: SharedStore, table: HoldingTable, mailbox: Mailbox, scheduler: Scheduler,
+        *, lifecycle: Lifecycle, clock: Clock, entropy: Entropy,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._table = table
+        self._mailbox = mailbox
+        self._scheduler = scheduler
+        self._lifecycle = lifecycle
+        self._clock = clock
+        self._entropy = entropy
+        self._work_wanted = self._mail_wanted = True
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to look."""
+        self._scheduler.on_free = self.work
+        self._task = asyncio.create_task(self._run(), name="durable-claims")
+
+    async def close(self) -> None:
+        """Take nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def work(self) -> None:
+        """There may be runs to claim."""
+        self._work_wanted = True
+        self._wake.set()
+
+    def mail(self) -> None:
+        """There may be messages."""
+        self._mail_wanted = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                wait = await self._look()
+            except RepositoryUnavailableError as error:
+                logger.warning("no work can be claimed now: %s", error)
+                wait = RETRY_SECONDS
+            except DurableError:
+                logger.exception("work cannot be claimed")
+                wait = self._store.poll_seconds
+            if not await self._told(wait):
+                self._work_wanted = self._mail_wanted = True
+
+    async def _told(self, wait: float) -> bool:
+        """Wait for a notice; False where none came in time."""
+        try:
+            async with asyncio.timeout(wait):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _look(self) -> float:
+        """Claim what can be claimed, obey what messages say; return for how long to wait for a notice."""
+        wait = self._store.poll_seconds * (0.75 + 0.5 * fraction_of(self._entropy.token_bytes(7)))
+        known = known_tasks()
+        if self._work_wanted:
+            self._work_wanted = False
+            wait = min(wait, await self._claim(known))
+        if self._mail_wanted and known:
+            self._mail_wanted = await self._mailbox.look(known)
+            if self._mail_wanted:
+                self._wake.set()
+        return wait
+
+    async def _claim(self, known: list[Known]) -> float:
+        """Claim as many runs as there are slots; return when the next one is due, in seconds from now."""
+        free = self._scheduler.free
+        if not free or not known:
+            self._scheduler.elsewhere = ASSUMED_ELSEWHERE if known else 0
+            self._lifecycle.residence.crowded()  # it is not known that none waits: who only waits itself may go to sleep
+            return self._store.poll_seconds
+        claimed = await self._store.claim(known, min(free, CLAIM_MAX), self._clock.now())
+        self._scheduler.elsewhere = ASSUMED_ELSEWHERE if claimed.more else 0
+        entries = self._table.place(claimed.held)
+        await self._read_ahead(entries)
+        for entry in entries:
+            if not entry.lost:
+                self._lifecycle.go_on(entry)
+        if claimed.more:
+            self.work()
+        if claimed.next_due is None:
+            return self._store.poll_seconds
+        return max(claimed.next_due - self._clock.now(), 0.001)
+
+    async def _read_ahead(self, entries: list[Entry]) -> None:
+        """Read the histories of those that have begun before, all at once."""
+        begun = [entry for entry in entries if entry.run.started_at is not None and not entry.run.ended]
+        if len(begun) > 1:
+            try:
+                found = await self._store.histories([entry.run.run_id for entry in begun])
+            except DurableError as error:
+                logger.warning("histories cannot be read ahead: %s", error)
+                return
+            for entry in begun:
+                entry.history = found.get(entry.run.run_id)
+
+
+def poke_by(claims: Claims) -> Callable[[], None]:
+    """What is called when runs were let go of: they may be wanted here, and messages may have waited for that."""
+
+    def freed() -> None:
+        claims.work()
+        claims.mail()
+
+    return freed

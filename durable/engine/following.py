@@ -1,0 +1,109 @@
+"""Following runs that other executors may hold: who waits for their end, and who reads their events.
+
+Law: a notice only says when to look; what is told was read from the store. Without any notice, everything is looked at as often as
+`poll_seconds` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable
+
+from durable.core.run import Run
+from durable.engine.pipeline import RETRY_SECONDS
+from durable.errors import DurableError, RepositoryUnavailableError, RunNotFoundError
+from durable.events.hub import Hub
+from durable.store.shared import SharedStore
+
+logger = logging.getLogger("durable.engine")
+
+
+class Following:
+    """Waits for ends, and lets subscribers look."""
+
+    def __init__(self, store: SharedStore, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+        self._waiting: dict[str, set[asyncio.Future[Run]]] = {}
+        self._news: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closed: DurableError | None = None
+
+    async def ended(self, run_id: str) -> Run:
+        """Wait until the run has ended. Raises `RunNotFoundError`, and what `close` was given."""
+        run = await self._store.find(run_id)
+        if run is None:
+            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+        if run.ended:
+            return run
+        if self._closed is not None:
+            raise self._closed
+        waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_id, set()).add(waiter)
+        self._look_at((run_id,))  # it may have ended since it was read
+        try:
+            return await waiter
+        finally:
+            waiters = self._waiting.get(run_id)
+            if waiters is not None:
+                waiters.discard(waiter)
+                if not waiters:
+                    del self._waiting[run_id]
+
+    def told(self, run: Run) -> None:
+        """The run has ended, durably."""
+        for waiter in self._waiting.get(run.run_id, ()):
+            if not waiter.done():
+                waiter.set_result(run.copy())
+
+    def heard(self, run_ids: Collection[str] | None) -> None:
+        """There is news of these runs; None: there may be news of any."""
+        self._hub.look_again(run_ids)
+        self._look_at(self._waiting if run_ids is None else self._waiting.keys() & set(run_ids))
+
+    def close(self, error: DurableError) -> None:
+        """Tell all who wait that the end does not come here."""
+        self._closed = error
+        if self._task is not None:
+            self._task.cancel()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+
+    def open(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._work(), name="durable-following")
+
+    def _look_at(self, run_ids: Iterable[str]) -> None:
+        self._news.update(run_ids)
+        if self._news:
+            self._wake.set()
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._store.poll_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                self.heard(None)
+            self._wake.clear()
+            wanted = [run_id for run_id in self._news if run_id in self._waiting]
+            self._news.clear()
+            if wanted:
+                await self._look(wanted)
+
+    async def _look(self, run_ids: list[str]) -> None:
+        try:
+            for held in (await self._store.read(run_ids)).values():
+                if held.run.ended:
+                    self.told(held.run)
+        except RepositoryUnavailableError:
+            await asyncio.sleep(RETRY_SECONDS)
+            self._look_at(run_ids)
+        except DurableError as error:
+            logger.error("runs that somebody waits for cannot be read now: %s", error)
+            await asyncio.sleep(self._store.poll_seconds)
+            self._look_at(run_ids)

@@ -1,0 +1,145 @@
+"""Holding: how runs of a shared store come to the table of this process, and leave it.
+
+Law: a run is held by one process, and that one alone executes it and decides for it. A run that nobody holds may be written to by anyone
+who knows its last state: the store refuses all but the first, and who was refused looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from durable.clock import Clock
+from durable.config import EngineSettings
+from durable.core.run import Run
+from durable.engine.entry import Entry
+from durable.engine.pipeline import RETRY_SECONDS
+from durable.engine.residence import Residence
+from durable.engine.table import Table
+from durable.errors import DurableError, RepositoryUnavailableError
+from durable.store.shared import Held, SharedStore
+
+logger = logging.getLogger("durable.engine")
+
+#: A run that is due again within so many seconds is kept.
+KEEP_SECONDS = 5.0
+
+
+class HeldElsewhere(Exception):
+    """Another process holds the run: it has to be asked by a message."""
+
+
+class HoldingTable(Table):
+    """The runs that this process holds, and for a moment others that nobody holds."""
+
+    def __init__(self, store: SharedStore) -> None:
+        super().__init__(store, lambda entry: None)
+        self._shared = store
+        #: Runs that are being let go of: nobody holds them as soon as that is done.
+        self._leaving: dict[str, int] = {}
+        self._freed: Callable[[], None] = lambda: None
+        self._releasing: asyncio.Task[None] | None = None
+
+    def held(self, run_id: str) -> Entry | None:
+        """The run, if it is held here."""
+        entry = self.get(run_id)
+        return entry if entry is not None and entry.owned and not entry.lost else None
+
+    async def _read(self, run_id: str) -> Entry | None:
+        while True:
+            held = (await self._shared.read((run_id,))).get(run_id)
+            if held is None:
+                return None
+            if held.owner is None:
+                return self._place(held, owned=False)
+            if held.owner != self._shared.executor_id:
+                raise HeldElsewhere(run_id)
+            if (entry := self.get(run_id)) is not None:
+                return entry
+            if self._releasing is None:
+                raise HeldElsewhere(run_id)  # it is on its way to the table
+            await asyncio.wait((self._releasing,))
+
+    async def take(self, run_ids: Sequence[str]) -> list[Entry]:
+        """Take hold of those of these runs that nobody holds."""
+        return [self._place(held, owned=True) for held in await self._shared.take(run_ids)]
+
+    def place(self, held: Iterable[Held]) -> list[Entry]:
+        """Put runs on the table that were claimed."""
+        return [self._place(each, owned=True) for each in held]
+
+    def _place(self, held: Held, *, owned: bool) -> Entry:
+        run = held.run
+        parent = None
+        if owned and run.attached and run.parent_id is not None and not run.ended:
+            parent = self.held(run.parent_id)
+        entry = Entry(run, parent=parent)
+        entry.epoch, entry.owned = held.epoch, owned
+        entry.settled, entry.restored = run.ended, run.started_at is not None
+        self.add(entry)
+        return entry
+
+    # --- letting go ---------------------------------------------------------------------------------------------------------------
+
+    def open(self, freed: Callable[[], None]) -> None:
+        """Begin; `freed` is called after runs were let go of that others, or this process, may want."""
+        self._freed = freed
+
+    def release(self, entry: Entry) -> None:
+        """Let others have the run."""
+        if entry.owned and entry.run.seq:
+            self._leaving[entry.run.run_id] = entry.epoch
+            if self._releasing is None:
+                self._releasing = asyncio.create_task(self._release(), name="durable-release")
+
+    async def _release(self) -> None:
+        await asyncio.sleep(0)  # those that leave in the same turn leave together
+        try:
+            while self._leaving:
+                leaving, self._leaving = self._leaving, {}
+                try:
+                    await self._shared.release(leaving.items())
+                except RepositoryUnavailableError:
+                    self._leaving = {**leaving, **self._leaving}
+                    await asyncio.sleep(RETRY_SECONDS)
+        except DurableError as error:
+            logger.error(
+                "runs cannot be let go of, others take them when the lease of this process has passed: %s", error
+            )
+        finally:
+            self._releasing = None
+        self._freed()
+
+    async def released(self) -> None:
+        """Wait until what left is free."""
+        while self._releasing is not None:
+            await asyncio.wait((self._releasing,))
+
+
+class HoldingResidence(Residence):
+    """Keeps only runs in which something goes on: what waits is free for whoever it falls due for."""
+
+    def __init__(self, table: HoldingTable, store: SharedStore, clock: Clock, settings: EngineSettings) -> None:
+        super().__init__(table, store, clock, settings)
+        self._holding = table
+
+    def rest(self, entry: Entry) -> None:
+        """Nothing goes on in the run now."""
+        if self._table.get(entry.run.run_id) is not entry or not self.pipeline.is_durable(entry):
+            return
+        if entry.task is not None or entry.slot or entry.children or entry.held:
+            return
+        if entry.owned and (entry.place or entry.identity is not None or self._is_soon(entry.run)):
+            return
+        self._dismiss(entry)
+
+    def _is_soon(self, run: Run) -> bool:
+        return run.due is not None and run.due - self._clock.now() < KEEP_SECONDS
+
+    def _dismiss(self, entry: Entry) -> None:
+        self.scheduler.forget(entry)
+        if not entry.lost:
+            self._holding.release(entry)
+        for relative in self._table.drop(entry):
+            self.rest(relative)

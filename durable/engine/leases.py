@@ -1,0 +1,120 @@
+"""The lease: for how long this process may believe that it holds its runs.
+
+Law: this process gives up first. Its time counts from the moment at which its last renewal was sent, by a clock that nobody sets; when
+that has passed, every body is stopped and nothing more is written, before others may take the runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from durable.clock import Entropy, fraction_of
+from durable.engine.claims import Claims, known_tasks
+from durable.engine.pipeline import RETRY_SECONDS
+from durable.engine.scheduler import Scheduler
+from durable.errors import DurableError, LeaseLostError
+from durable.store.shared import SharedStore
+
+logger = logging.getLogger("durable.engine")
+
+#: How often a lease is renewed while it lasts.
+RENEWALS = 3
+
+
+class Lease:
+    """Keeps the lease, and frees the runs of executors that did not.
+
+    Arguments:
+        forsake: stops all that goes on in runs that are held here.
+    """
+
+    def __init__(
+        self, store: SharedStore, claims: Claims, scheduler: Scheduler, entropy: Entropy, forsake: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._claims = claims
+        self._scheduler = scheduler
+        self._entropy = entropy
+        self._forsake = forsake
+        self._task: asyncio.Task[None] | None = None
+        self._looks = 0
+
+    def open(self) -> None:
+        """Begin to renew."""
+        self._task = asyncio.create_task(self._keep(), name="durable-lease")
+
+    async def close(self) -> None:
+        """Renew no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether others may hold the runs by now."""
+        return self._store.lease_left <= 0
+
+    async def _keep(self) -> None:
+        pause = self._store.lease_seconds / RENEWALS
+        while True:
+            await asyncio.sleep(max(min(pause, self._store.lease_left), 0.0))
+            if not await self._renewed():
+                self.give_up()
+                await self._come_back()
+            self._looks += 1
+            if self._looks % 2:
+                await self._sweep()
+
+    async def _renewed(self) -> bool:
+        """Renew in time, trying again while there is time."""
+        while not self.is_over:
+            try:
+                async with asyncio.timeout(self._store.lease_left):
+                    await self._store.renew(known_tasks())
+                return True
+            except (LeaseLostError, TimeoutError):
+                return False
+            except DurableError as error:
+                logger.warning("the lease cannot be renewed now, %.1f s are left: %s", self._store.lease_left, error)
+            await asyncio.sleep(min(RETRY_SECONDS, max(self._store.lease_left, 0.0)))
+        return False
+
+    def give_up(self) -> None:
+        """The lease has passed: stop everything."""
+        if not self._scheduler.paused:
+            logger.error(
+                "this process lost its lease (a database that was away, or an event loop that was blocked, for %.1f s): "
+                "its runs go on where they are claimed next",
+                self._store.lease_seconds,
+            )
+            self._scheduler.paused = True
+            self._forsake()
+
+    async def _come_back(self) -> None:
+        """Become an executor again."""
+        while True:
+            try:
+                await self._store.enroll(known_tasks())
+                break
+            except DurableError as error:
+                logger.warning("this process cannot become an executor again now: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+        self._scheduler.paused = False
+        self._scheduler.fill()
+        self._claims.work()
+        self._claims.mail()
+
+    async def _sweep(self) -> None:
+        """Free what executors held that are gone; a little later than others, so that not all do it at once."""
+        await asyncio.sleep(fraction_of(self._entropy.token_bytes(7)) * self._store.lease_seconds / RENEWALS / 4)
+        try:
+            freed = await self._store.sweep()
+        except DurableError as error:
+            logger.warning("runs of executors that are gone cannot be freed now: %s", error)
+            return
+        if freed:
+            logger.warning("%d runs of executors that are gone were freed", freed)
+            self._claims.work()
+            self._store.notify(work=True)

@@ -1,0 +1,181 @@
+"""Sharing: the parts by which several processes work on one store, put together.
+
+Law: what concerns a run goes to who holds it. Who holds it decides; where nobody does, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from durable.clock import Clock, Entropy
+from durable.config import EngineSettings
+from durable.core.commands import Command
+from durable.core.messages import Message
+from durable.core.run import Run
+from durable.engine.claims import Claims, known_tasks, poke_by
+from durable.engine.entry import Entry
+from durable.engine.following import Following
+from durable.engine.holding import HoldingResidence, HoldingTable
+from durable.engine.leases import Lease
+from durable.engine.lifecycle import Lifecycle
+from durable.engine.mailbox import Mailbox
+from durable.engine.pipeline import Pipeline
+from durable.engine.scheduler import Scheduler
+from durable.errors import DurableError, HistoryLimitError, LimitError, TransitionError
+from durable.events.hub import Hub
+from durable.store.shared import Notice, Parcel, SharedStore
+
+#: What a run that is held elsewhere may refuse a command with, by the code that the answer carries.
+REFUSALS = {error.code: error for error in (TransitionError, LimitError, HistoryLimitError)}
+
+
+class Sharing:
+    """One process's part in a shared store.
+
+    Arguments:
+        execute: whether it executes runs, or only starts and watches them.
+    """
+
+    def __init__(self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, *, execute: bool) -> None:
+        self.store = store
+        self._hub = hub
+        self._clock = clock
+        self._entropy = entropy
+        self._execute = execute
+        self.table = HoldingTable(store)
+        self.following = Following(store, hub)
+        self._heard: dict[str, asyncio.Event] = {}
+        self._claims: Claims
+        self._lease: Lease
+        self._lifecycle: Lifecycle
+
+    def residence(self, settings: EngineSettings) -> HoldingResidence:
+        """Which runs stay here."""
+        return HoldingResidence(self.table, self.store, self._clock, settings)
+
+    def connect(self, lifecycle: Lifecycle, pipeline: Pipeline, scheduler: Scheduler) -> None:
+        """Put the parts together."""
+        self._lifecycle = lifecycle
+        mailbox = Mailbox(self.store, self.table, pipeline, lifecycle, self.following)
+        self._claims = Claims(
+            self.store, self.table, mailbox, scheduler, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy
+        )
+        self._lease = Lease(self.store, self._claims, scheduler, self._entropy, self._forsake_all)
+        lifecycle.offer = self._offer
+        lifecycle.ended = self.following.told
+
+    async def open(self) -> None:
+        """Begin to take part."""
+        self.store.listen(self._noticed)
+        self.table.open(poke_by(self._claims))
+        self.following.open()
+        if self._execute:
+            await self.store.enroll(known_tasks())
+            self._lease.open()
+            self._claims.open()
+
+    async def stop(self) -> None:
+        """Take no new work."""
+        if self._execute:
+            await self._claims.close()
+
+    async def close(self, error: DurableError) -> None:
+        """Let others have what is held here; tell who waits `error`."""
+        self.following.close(error)
+        for event in self._heard.values():
+            event.set()
+        if self._execute:
+            await self._lease.close()
+            await self.table.released()
+            await self.store.leave()
+            self.store.notify(work=True)
+
+    def task_defined(self) -> None:
+        """There is more that this process has the code of."""
+        self._claims.work()
+
+    async def ended(self, run_id: str, *, in_body: bool) -> Run:
+        """Wait until a run has ended. One that a body waits for shall not wait for the slot that this body holds."""
+        entry = None
+        if in_body:
+            entry = self.table.held(run_id) or next(iter(await self.table.take([run_id])), None)
+        if entry is None:
+            return await self.following.ended(run_id)
+        scheduler = self._lifecycle.scheduler
+        scheduler.hasten(entry)
+        if entry.task is None and not entry.slot:
+            self._lifecycle.go_on(entry)
+        try:
+            return await self.following.ended(run_id)
+        finally:
+            entry.awaited -= 1
+            self._lifecycle.let_go(entry)
+
+    # --- what is decided elsewhere ------------------------------------------------------------------------------------------------
+
+    async def send(self, run_id: str, command: Command, closed: Callable[[], None]) -> None:
+        """Have who holds the run decide a command, and wait for its answer. Raises what refused it there.
+
+        Arguments:
+            closed: raises where this application is closed.
+        """
+        token = self._entropy.token_bytes(16).hex()
+        message = Message(run_id, command, token)
+        event = self._heard.setdefault(run_id, asyncio.Event())
+        try:
+            for error in await self.store.write([Parcel((), self.number(), messages=[message])]):
+                if error is not None:
+                    raise error
+            self.store.notify(work=True, runs=(run_id,))
+            while (answer := await self.store.answer(token)) is None:
+                closed()
+                event.clear()
+                try:
+                    async with asyncio.timeout(self.store.poll_seconds):
+                        await event.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            self._heard.pop(run_id, None)
+        if answer.code:
+            raise REFUSALS.get(answer.code, DurableError)(answer.text)
+
+    def number(self) -> int:
+        """A random number for a parcel."""
+        return int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
+
+    # --- what is heard ------------------------------------------------------------------------------------------------------------
+
+    def _noticed(self, notice: Notice) -> None:
+        if notice.work:
+            self._claims.work()
+        if notice.runs is None or notice.runs:
+            self._claims.mail()
+            self.following.heard(notice.runs)
+            for run_id in list(self._heard) if notice.runs is None else notice.runs:
+                if (event := self._heard.get(run_id)) is not None:
+                    event.set()
+
+    def _offer(self, entry: Entry) -> None:
+        if entry.run.due is not None:
+            self._claims.work()
+            self.store.notify(work=True)
+
+    # --- runs that are given up -----------------------------------------------------------------------------------------------------
+
+    def refused(self, entry: Entry) -> None:
+        """What was decided for a run did not become durable: who holds it next goes on from what did."""
+        if self._lifecycle.table.get(entry.run.run_id) is entry:
+            self._lifecycle.forsake(entry)
+            self.table.release(entry)
+
+    def _forsake_all(self) -> None:
+        for entry in self.table:
+            if entry.owned:
+                self._lifecycle.forsake(entry)
+
+    def check_lease(self) -> None:
+        """Give up where the lease has passed while nothing could be done about it: the event loop was blocked."""
+        if self._execute and self._lease.is_over:
+            self._lease.give_up()
