@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.config import Config, Limits
@@ -22,6 +22,7 @@ from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
+from durable.store.shared import SharedStore
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
 from durable.tasks.task import Task
@@ -132,15 +133,27 @@ class Durable:
         async with self:
             yield
 
-    async def start(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+    @overload
+    async def start(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    async def start(self, task: Task[..., R], /, *args: Any, connection: object, **kwargs: Any) -> Handle[R]: ...
+    async def start(self, task: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Start a run; durable when it returns.
+
+        With `connection=` (a psycopg `AsyncConnection` to the store's database, in a transaction) it comes into being when the caller
+        commits that transaction, and not at all if the caller does not. A task with a parameter of that name gets it as an argument.
 
         Raises `ValidationError`, `ConflictError`, `RefusedError`, `NotStorableError`, `StorageError`.
         """
         if not isinstance(task, Task):
             raise ConfigError(f"start() takes a task, got {task!r}: decorate the function with @task", key="task")
         definition, scope = task.definition, current_scope.get()
-        if scope is not None and scope.host is self._engine:  # in a body it starts once, also over replay
+        connection = None
+        if "connection" not in definition.facts.signature.parameters:
+            connection = kwargs.pop("connection", None)
+        if connection is not None:
+            run_id, key = await self._engine.start_run_on(connection, definition, task.start_options, args, kwargs)
+        elif scope is not None and scope.host is self._engine:  # in a body it starts once, also over replay
             run_id, key = await scope.start_task(definition, task.start_options, args, kwargs)
         else:
             run_id, key = await self._engine.start_run(definition, task.start_options, args, kwargs)

@@ -33,6 +33,7 @@ from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
 from durable.engine.sharing import Sharing
 from durable.engine.starting import Starter
+from durable.engine.stopping import stop_bodies
 from durable.engine.table import Table
 from durable.engine.turns import Turns
 from durable.errors import (
@@ -225,7 +226,7 @@ class Engine:
         await self._children_closing.stop()
         self._hub.wake_all()
         try:
-            await self._stop_bodies()
+            await stop_bodies(self._table, self._config.engine)
             if services.pipeline.failure is None:
                 for entry in self._table:
                     self._lifecycle.scheduler.forget(entry)
@@ -245,25 +246,6 @@ class Engine:
             self._task_defined = None
             await services.invoker.close()
             await self._store.close()
-
-    async def _stop_bodies(self) -> None:
-        loop = asyncio.get_running_loop()
-        settings = self._config.engine
-        deadline = loop.time() + settings.shutdown_grace_seconds
-        while True:
-            running = [entry for entry in self._table if entry.task is not None]
-            late = loop.time() >= deadline
-            for entry in running:
-                if entry.execution is not None and (late or entry.execution.idle):
-                    entry.execution.interrupt()
-                elif late and entry.task is not None:
-                    entry.task.cancel()
-            tasks = [entry.task for entry in running if entry.task is not None]
-            if not tasks:
-                return
-            await asyncio.wait(tasks, timeout=settings.cancel_grace_seconds if late else 0.02)
-            if late:
-                return
 
     def _store_failed(self, error: StorageError) -> None:
         """The store takes nothing more: stop the bodies and tell everybody who waits."""
@@ -297,6 +279,18 @@ class Engine:
         """Start a run; return its id and key."""
         self._check_open()
         return await self._starter.start(task, options, task.facts.bind(args, kwargs, task.name))
+
+    async def start_run_on(
+        self,
+        connection: object,
+        task: TaskDefinition,
+        options: StartOptions,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[str, str | None]:
+        """Start a run in the caller's own transaction; return its id and key."""
+        self._check_open()
+        return await self._starter.start_on(connection, task, options, task.facts.bind(args, kwargs, task.name))
 
     # --- asking -----------------------------------------------------------------------------------------------------------------
 

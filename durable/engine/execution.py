@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -155,6 +156,13 @@ class Execution(Attempt):
         if not isinstance(scope, StepScope):
             raise StepContextError("step_key() is for steps: call it inside one")
         return step_key(self.origin, scope.call)
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """The transaction of the step that is running."""
+        scope = current_scope.get()
+        if not isinstance(scope, StepScope) or scope.transaction is None:
+            raise StepContextError("transaction() is for steps: use it inside an `async def` step")
+        return scope.transaction.enter()
 
     async def emit(self, name: str, value: object, ephemeral: bool) -> None:
         """Record an event; durable when this returns."""

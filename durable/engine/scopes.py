@@ -14,6 +14,7 @@ from uuid import UUID
 
 from durable.clock import Clock, Entropy, fraction_of, uuid4_of
 from durable.core.records import Call
+from durable.engine.transactions import StepTransaction
 from durable.errors import StepContextError
 from durable.tasks.definition import StartOptions, StepDefinition, TaskDefinition
 from durable.tasks.host import Host
@@ -31,7 +32,7 @@ def step_key(run_id: str, call: Call) -> str:
 class StepScope:
     """Code inside a step, or inside a recovery handler."""
 
-    __slots__ = ("_clock", "_entropy", "_host", "call", "label", "run_id")
+    __slots__ = ("_clock", "_entropy", "_host", "call", "label", "run_id", "transaction")
 
     def __init__(self, host: Host, clock: Clock, entropy: Entropy, run_id: str, call: Call, label: str) -> None:
         self._host = host
@@ -40,6 +41,8 @@ class StepScope:
         self.run_id = run_id
         self.call = call
         self.label = label
+        #: Of the try that is running, where there is one.
+        self.transaction: StepTransaction | None = None
 
     @property
     def host(self) -> Host:

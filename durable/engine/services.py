@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -101,6 +101,8 @@ class Services:
     settings: EngineSettings
     has_step: Callable[[str], bool]
     closing: asyncio.Event
+    #: Keeps tasks alive that nobody waits for.
+    background: set[asyncio.Task[None]] = field(default_factory=set)
     #: Called with the run's id and the call, before each try of a step's body; for tests that count.
     on_step: Callable[[str, Call], None] | None = None
 

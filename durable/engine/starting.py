@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
 from durable.core.commands import Begin, Command, Create, Resume
+from durable.core.decide import decide
 from durable.core.ids import after_run_id, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
@@ -27,6 +28,7 @@ from durable.engine.scheduler import Scheduler
 from durable.engine.table import Table
 from durable.errors import ConfigError, ConflictError, ValidationError
 from durable.store.base import Store
+from durable.store.shared import Parcel, SharedStore
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
 from durable.tasks.registry import find_task
@@ -71,6 +73,27 @@ class Starter:
         if create.key is None:
             return await self._create(create, parentage), None
         return await self._start_keyed(create, task, parentage), create.key
+
+    async def start_on(
+        self, connection: object, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any]
+    ) -> tuple[str, str | None]:
+        """Start a run in the caller's transaction: it is there, and others find it, once the caller has committed."""
+        if not isinstance(self._store, SharedStore):
+            raise ConfigError("start(connection=...) needs a PostgreSQL store", key="connection")
+        self._store.admit()
+        create = await self.prepare(task, options, arguments)
+        async with self.naming(create):
+            while (existing := await self.holder(create)) is None:
+                run_id = self.make_id()
+                run = Run(run_id)
+                records = decide(run, create, self._clock.now(), 1)
+                token = int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
+                try:
+                    await self._store.create_on(connection, Parcel(records, token))
+                except ConflictError:  # another was quicker, and is known once its transaction has ended
+                    continue
+                return run_id, create.key
+            return existing.run_id, create.key
 
     async def prepare(
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parent: Entry | None = None

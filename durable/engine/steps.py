@@ -12,6 +12,7 @@ from durable.clock import fraction_of
 from durable.core.records import Call, Kind, Record
 from durable.engine.attempt import Attempt
 from durable.engine.scopes import StepScope
+from durable.engine.transactions import StepTransaction
 from durable.errors import PayloadError, StepTimeoutError
 from durable.tasks.definition import StepDefinition
 from durable.tasks.failure import describe
@@ -36,13 +37,16 @@ async def run_step(
             try:
                 if services.on_step is not None:
                     services.on_step(attempt.run_id, call)
+                scope.transaction = StepTransaction(services.store)
                 value = await _one_try(attempt, step, args, kwargs)
                 payload = services.codecs(step.codec).encode(value, step.facts.returns, f"the result of {scope.label}")
                 break
             except asyncio.CancelledError:
                 attempt.note_cancelled(call)
+                await _undo(scope)
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+                await _undo(scope)
                 retry = step.retry
                 if number >= retry.max_attempts or not retry.allows(error) or isinstance(error, PayloadError):
                     return await attempt.settle_failure(call, error)
@@ -57,7 +61,43 @@ async def run_step(
                 raise
     finally:
         current_scope.reset(token)
-    return await attempt.settle(call, Kind.STEP_COMPLETED, payload, {"codec": step.codec} if step.codec else None)
+    codec = {"codec": step.codec} if step.codec else None
+    if scope.transaction is not None and scope.transaction.connection is not None:
+        return await _settle_with(attempt, call, payload, codec, scope.transaction)
+    return await attempt.settle(call, Kind.STEP_COMPLETED, payload, codec)
+
+
+async def _undo(scope: StepScope) -> None:
+    transaction, scope.transaction = scope.transaction, None
+    if transaction is not None:
+        await transaction.end()
+
+
+async def _settle_with(
+    attempt: Attempt, call: Call, payload: bytes, head: dict[str, Any] | None, transaction: StepTransaction
+) -> Record:
+    """Record the outcome in the transaction in which the step wrote."""
+    pipeline = attempt.services.pipeline
+    future = attempt.delivery.expect(call)
+    try:
+        attempt.check_current()
+        note = attempt.outcome_note(call, Kind.STEP_COMPLETED, payload, head)
+        pipeline.stage(attempt.entry, note, connection=transaction.connection)
+    except BaseException:
+        await transaction.end()
+        raise
+
+    # Whoever is cancelled while it is on its way leaves it to the pipeline.
+    async def end_when_durable(durable: asyncio.Future[None]) -> None:
+        await asyncio.wait((durable,))
+        if not durable.cancelled():
+            durable.exception()
+        await transaction.end()
+
+    ending = asyncio.create_task(end_when_durable(pipeline.durable(attempt.entry)))
+    attempt.services.background.add(ending)
+    ending.add_done_callback(attempt.services.background.discard)
+    return await future
 
 
 async def _one_try(attempt: Attempt, step: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import MutableMapping
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Generic, Literal, Protocol, overload
 
@@ -63,6 +64,10 @@ class Backing(Protocol):
 
     def step_key(self) -> str:
         """The idempotency key of the step that is running."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """The transaction of the step that is running."""
         ...
 
     async def wait_shutting_down(self) -> None:
@@ -227,6 +232,15 @@ class Context(Generic[E_co]):
         """An idempotency key for outside APIs: the same in every try of the step that calls this."""
         return self._backing.step_key()
 
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """In a step: `async with ctx.transaction() as connection:` gives a psycopg `AsyncConnection` to the store's database.
+
+        What is written on it becomes durable together with the record of the step: exactly once, whatever crashes. An exception
+        that leaves the block undoes what the block wrote; a step that fails undoes all. Do not commit on it.
+        Raises `ConfigError` for a store that is not in PostgreSQL, `StepContextError` outside of a step.
+        """
+        return self._backing.transaction()
+
 
 def _named(event: Any, data: object) -> tuple[str, object]:
     if isinstance(event, str):
@@ -272,6 +286,10 @@ class Detached:
     def step_key(self) -> str:
         """A key that is good for one plain call."""
         return f"{self.run_id}:{self.task_name}"
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """There is no store."""
+        raise StepContextError("transaction() needs a run: start the task with an open Durable application")
 
     async def wait_shutting_down(self) -> None:
         """A plain call has no application; wait for ever, as the event is never set."""

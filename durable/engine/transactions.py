@@ -1,0 +1,42 @@
+"""Transactions of steps: what a step writes to the user's tables, durable together with the record of the step.
+
+Law: from the moment at which the record is staged, the connection is the pipeline's: nobody else ends its transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from durable.errors import ConfigError
+from durable.store.base import Store
+from durable.store.shared import SharedStore
+
+
+class StepTransaction:
+    """The transaction of one try of a step; none is open before `enter` is first used."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._stack = AsyncExitStack()
+        #: The open transaction's connection.
+        self.connection: Any = None
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[Any]:
+        """A block on the step's connection; what it wrote is undone where an exception leaves it."""
+        if not isinstance(self._store, SharedStore):
+            raise ConfigError(
+                "ctx.transaction() needs a PostgreSQL store: elsewhere there is no transaction to share with the record",
+                key="target",
+            )
+        if self.connection is None:
+            self.connection = await self._stack.enter_async_context(self._store.borrow())
+        async with self.connection.transaction():  # a savepoint
+            yield self.connection
+
+    async def end(self) -> None:
+        """Give the connection back; what is not committed is undone."""
+        self.connection = None
+        await self._stack.aclose()
