@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from durable.clock import Clock, Entropy, fraction_of
@@ -16,7 +17,7 @@ from durable.engine.holding import HoldingTable
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.mailbox import Mailbox
 from durable.engine.pipeline import RETRY_SECONDS
-from durable.engine.scheduler import Scheduler
+from durable.engine.scheduler import TIMER_SECONDS_MAX, Scheduler
 from durable.errors import DurableError, RepositoryUnavailableError
 from durable.store.shared import Known, SharedStore
 from durable.tasks.registry import all_tasks
@@ -50,6 +51,9 @@ class Claims:
         self._entropy = entropy
         self._work_wanted = self._mail_wanted = True
         self._wake = asyncio.Event()
+        #: When the next run is due that is known of here.
+        self._next_due = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -59,9 +63,24 @@ class Claims:
 
     async def close(self) -> None:
         """Take nothing more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+
+    def expect(self, due: float) -> None:
+        """A run that nobody holds will be due at this time."""
+        if due < self._next_due:
+            self._next_due = due
+            if self._alarm is not None:
+                self._alarm.cancel()
+            wait = min(max(due - self._clock.now(), 0.0), TIMER_SECONDS_MAX)
+            self._alarm = asyncio.get_running_loop().call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._next_due, self._alarm = math.inf, None
+        self.work()
 
     def work(self) -> None:
         """There may be runs to claim."""
@@ -98,24 +117,24 @@ class Claims:
 
     async def _look(self) -> float:
         """Claim what can be claimed, obey what messages say; return for how long to wait for a notice."""
-        wait = self._store.poll_seconds * (0.75 + 0.5 * fraction_of(self._entropy.token_bytes(7)))
+        wait: float = self._store.poll_seconds * (0.75 + 0.5 * fraction_of(self._entropy.token_bytes(7)))
         known = known_tasks()
         if self._work_wanted:
             self._work_wanted = False
-            wait = min(wait, await self._claim(known))
+            await self._claim(known)
         if self._mail_wanted and known:
             self._mail_wanted = await self._mailbox.look(known)
             if self._mail_wanted:
                 self._wake.set()
         return wait
 
-    async def _claim(self, known: list[Known]) -> float:
-        """Claim as many runs as there are slots; return when the next one is due, in seconds from now."""
+    async def _claim(self, known: list[Known]) -> None:
+        """Claim as many runs as there are slots."""
         free = self._scheduler.free
         if not free or not known:
             self._scheduler.elsewhere = ASSUMED_ELSEWHERE if known else 0
             self._lifecycle.residence.crowded()  # it is not known that none waits: who only waits itself may go to sleep
-            return self._store.poll_seconds
+            return
         claimed = await self._store.claim(known, min(free, CLAIM_MAX), self._clock.now())
         self._scheduler.elsewhere = ASSUMED_ELSEWHERE if claimed.more else 0
         entries = self._table.place(claimed.held)
@@ -125,9 +144,8 @@ class Claims:
                 self._lifecycle.go_on(entry)
         if claimed.more:
             self.work()
-        if claimed.next_due is None:
-            return self._store.poll_seconds
-        return max(claimed.next_due - self._clock.now(), 0.001)
+        if claimed.next_due is not None:
+            self.expect(claimed.next_due)
 
     async def _read_ahead(self, entries: list[Entry]) -> None:
         """Read the histories of those that have begun before, all at once."""

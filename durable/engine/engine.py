@@ -173,7 +173,7 @@ class Engine:
             )  # fmt: skip
         return Pipeline(
             write_to(sharing.store, self._entropy), self._clock, records_max,
-            publish=publish, entailed=entailed, on_failure=self._store_failed, on_refused=sharing.refused,
+            publish=sharing.publish, entailed=entailed, on_failure=self._store_failed, on_refused=sharing.refused,
             check_lease=sharing.check_lease, patience_seconds=sharing.store.lease_seconds,
         )  # fmt: skip
 

@@ -123,6 +123,8 @@ class HoldingResidence(Residence):
     def __init__(self, table: HoldingTable, store: SharedStore, clock: Clock, settings: EngineSettings) -> None:
         super().__init__(table, store, clock, settings)
         self._holding = table
+        #: Told when a run will be due that is let go of.
+        self.expect: Callable[[float], None] = lambda due: None
 
     def rest(self, entry: Entry) -> None:
         """Nothing goes on in the run now."""
@@ -141,5 +143,7 @@ class HoldingResidence(Residence):
         self.scheduler.forget(entry)
         if not entry.lost:
             self._holding.release(entry)
+        if entry.run.due is not None:
+            self.expect(entry.run.due)
         for relative in self._table.drop(entry):
             self.rest(relative)

@@ -14,7 +14,7 @@ from durable.core.commands import Command
 from durable.core.messages import Message
 from durable.core.run import Run
 from durable.engine.claims import Claims, known_tasks, poke_by
-from durable.engine.entry import Entry
+from durable.engine.entry import Entry, Unit
 from durable.engine.following import Following
 from durable.engine.holding import HoldingResidence, HoldingTable
 from durable.engine.leases import Lease
@@ -48,11 +48,13 @@ class Sharing:
         self._heard: dict[str, asyncio.Event] = {}
         self._claims: Claims
         self._lease: Lease
+        self._residence: HoldingResidence
         self._lifecycle: Lifecycle
 
     def residence(self, settings: EngineSettings) -> HoldingResidence:
         """Which runs stay here."""
-        return HoldingResidence(self.table, self.store, self._clock, settings)
+        self._residence = HoldingResidence(self.table, self.store, self._clock, settings)
+        return self._residence
 
     def connect(self, lifecycle: Lifecycle, pipeline: Pipeline, scheduler: Scheduler) -> None:
         """Put the parts together."""
@@ -63,6 +65,7 @@ class Sharing:
         )
         self._lease = Lease(self.store, self._claims, scheduler, self._entropy, self._forsake_all)
         lifecycle.offer = self._offer
+        self._residence.expect = self._claims.expect
         lifecycle.ended = self.following.told
 
     async def open(self) -> None:
@@ -145,6 +148,16 @@ class Sharing:
         """A random number for a parcel."""
         return int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
 
+    def publish(self, unit: Unit) -> None:
+        """Act on a unit that is durable, and let others know what may concern them."""
+        self._lifecycle.publish(unit)
+        if unit.messages:
+            self._claims.mail()
+        news = {message.run_id for message in unit.messages}
+        news.update(record.run_id for _, record in unit.items if record.visible)
+        if news:
+            self.store.notify(runs=news)
+
     # --- what is heard ------------------------------------------------------------------------------------------------------------
 
     def _noticed(self, notice: Notice) -> None:
@@ -158,7 +171,10 @@ class Sharing:
                     event.set()
 
     def _offer(self, entry: Entry) -> None:
-        if entry.run.due is not None:
+        due = entry.run.due
+        if due is not None and due > self._clock.now():
+            self._claims.expect(due)
+        elif due is not None:
             self._claims.work()
             self.store.notify(work=True)
 

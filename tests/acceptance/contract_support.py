@@ -6,10 +6,14 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from durable import Durable, Handle
-from durable.store import MemoryStore
+from durable.config import PostgresSettings
+from durable.store import LocalStore, MemoryStore, PostgresStore, Store
 
 KILLED = -9
 
@@ -37,6 +41,18 @@ def note(text):
 def make_app(kind: str, folder: Path) -> Durable:
     """An application on a store of this kind."""
     return Durable(MemoryStore() if kind == "memory" else folder / "store")
+
+
+def store_of(request: pytest.FixtureRequest, folder: Path) -> Callable[[], Store]:
+    """Makes stores of the kind that the fixture's parameter names, all on the same ground."""
+    if request.param == "memory":
+        memory = MemoryStore()
+        return lambda: memory
+    if request.param == "folder":
+        return lambda: LocalStore(folder / "store")
+    url: str = request.getfixturevalue("postgres_url")
+    schema: str = request.getfixturevalue("postgres_schema")
+    return lambda: PostgresStore(url, PostgresSettings(schema=schema))
 
 
 async def until_status(handle: Handle, status: str) -> None:

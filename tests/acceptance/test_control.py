@@ -39,7 +39,7 @@ from durable import (
 from durable.config import EngineSettings
 from durable.store import MemoryStore
 from durable.testing.crash import CrashingStore
-from tests.acceptance.contract_support import until_status
+from tests.acceptance.contract_support import store_of, until_status
 
 MakeApp = Callable[..., Durable]
 QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.05, cancel_grace_seconds=0.2))
@@ -57,13 +57,13 @@ def _fresh() -> None:
     world.clear()
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "postgres"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> MakeApp:
     """Makes an application; called again, another one on the same store."""
-    memory = MemoryStore()
+    make_store = store_of(request, tmp_path)
 
     def make(config: Config = QUICK, **options: Any) -> Durable:
-        return Durable(memory if request.param == "memory" else tmp_path / "store", config=config, **options)
+        return Durable(make_store(), config=config, **options)
 
     return make
 

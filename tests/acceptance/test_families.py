@@ -39,7 +39,7 @@ from durable import (
 from durable.config import EngineSettings, PayloadSettings
 from durable.store import MemoryStore
 from durable.testing.crash import crash_everywhere
-from tests.acceptance.contract_support import lives, make_app, until_status
+from tests.acceptance.contract_support import lives, store_of, until_status
 
 MakeApp = Callable[..., Durable]
 QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.05, cancel_grace_seconds=0.1))
@@ -56,20 +56,20 @@ def _no_notes() -> None:
     kept.clear()
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "postgres"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> MakeApp:
     """Makes an application; called again, another one on the same store."""
-    memory = MemoryStore()
+    make_store = store_of(request, tmp_path)
 
     def make(config: Config = QUICK, **options: Any) -> Durable:
-        return Durable(memory if request.param == "memory" else tmp_path / "store", config=config, **options)
+        return Durable(make_store(), config=config, **options)
 
     return make
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "postgres"])
 async def app(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Durable]:
-    async with make_app(request.param, tmp_path) as opened:
+    async with Durable(store_of(request, tmp_path)()) as opened:
         yield opened
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import durable
 from durable import Child, Context, Durable, Handle, NonRetryableError, Retry, RunFailedError, ValidationError, chain
-from tests.acceptance.contract_support import make_app, until_status
+from tests.acceptance.contract_support import store_of, until_status
 
 called: list[str] = []
 attempts: list[int] = []
@@ -35,11 +35,11 @@ class World:
         cls.value = 10
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "postgres"])
 async def app(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Durable]:
     called.clear()
     attempts.clear()
-    async with make_app(request.param, tmp_path) as opened:
+    async with Durable(store_of(request, tmp_path)()) as opened:
         yield opened
 
 
