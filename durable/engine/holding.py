@@ -49,21 +49,25 @@ class HoldingTable(Table):
     async def _read(self, run_id: str) -> Entry | None:
         while True:
             held = (await self._shared.read((run_id,))).get(run_id)
+            if (entry := self.get(run_id)) is not None:
+                return entry  # claimed meanwhile: that is newer
             if held is None:
                 return None
             if held.owner is None:
                 return self._place(held, owned=False)
             if held.owner != self._shared.executor_id:
                 raise HeldElsewhere(run_id)
-            if (entry := self.get(run_id)) is not None:
-                return entry
             if self._releasing is None:
                 raise HeldElsewhere(run_id)  # it is on its way to the table
             await asyncio.wait((self._releasing,))
 
     async def take(self, run_ids: Sequence[str]) -> list[Entry]:
         """Take hold of those of these runs that nobody holds."""
-        return [self._place(held, owned=True) for held in await self._shared.take(run_ids)]
+        entries = [self._place(held, owned=True) for held in await self._shared.take(run_ids)]
+        for entry in entries:
+            if entry.run.closed:
+                self.release(entry)  # nothing will be written by which it would be let go of
+        return entries
 
     def place(self, held: Iterable[Held]) -> list[Entry]:
         """Put runs on the table that were claimed."""
