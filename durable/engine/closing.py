@@ -1,7 +1,7 @@
 """Closing: what a run that has ended still owes its children.
 
-Law: a run that has ended is closed once its unfinished children are cancelled, or the message is durable that cancels them; a crash in
-between is made good by the next process, which finds the run not closed.
+Law: a run that has ended is closed once its unfinished children are cancelled; a crash in between is made good by the next process, which
+finds the run not closed.
 """
 
 from __future__ import annotations
@@ -9,17 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from durable.core.commands import Cancel, Close
+from durable.core.messages import Message
 from durable.core.query import RunFilter
 from durable.engine.entry import Entry
 from durable.engine.holding import HoldingTable
-from durable.engine.pipeline import Pipeline, Wish
+from durable.engine.pipeline import Pipeline
 from durable.engine.services import matching, patiently
 from durable.engine.table import Table
-from durable.errors import DurableError
+from durable.errors import DurableError, LeaseLostError
 from durable.store.base import Store
+
+#: Children that are read at once.
+PAGE = 5_000
+#: How long to wait before looking whether children that others hold have ended: at first, and at most, seconds.
+FIRST_LOOK_SECONDS, LOOK_SECONDS_MAX = 0.005, 0.5
 
 logger = logging.getLogger("durable.engine")
 
@@ -80,12 +87,8 @@ class Closing:
         """The same for children that are not all on the table."""
         try:
             if self.holding is not None:
-                wishes: list[Wish] = [
-                    (self.holding.held(child.run_id) or child.run_id, Cancel(reason))
-                    async for child in matching(self._store, RunFilter(parent_id=entry.run.run_id, open=True))
-                    if child.attached and not child.ended
-                ]
-                self.pipeline.stage(entry, Close(), *wishes)
+                await self._cancel_all(entry, Cancel(reason), self.holding)
+                self.pipeline.stage(entry, Close())
                 return
             async for run in matching(self._store, RunFilter(parent_id=entry.run.run_id, open=True)):
                 child = await patiently(partial(self._table.load, run.run_id)) if run.attached else None
@@ -96,3 +99,25 @@ class Closing:
             self.pipeline.stage(entry, Close())
         except DurableError as error:
             logger.debug("run %s is closed by the next process: %s", entry.run.run_id, error)
+
+    async def _cancel_all(self, entry: Entry, cancel: Cancel, holding: HoldingTable) -> None:
+        """Cancel children of which other processes may hold some, until none is left that has not ended."""
+        told: set[str] = set()
+        wait = FIRST_LOOK_SECONDS
+        wanted = RunFilter(parent_id=entry.run.run_id, open=True, limit=PAGE)
+        while left := [run.run_id async for run in matching(self._store, wanted) if run.attached and not run.ended]:
+            children, elsewhere = await patiently(partial(holding.look_up, left))
+            for child in children:
+                if child.parent is None:
+                    child.parent = entry  # which need not be told by a message
+                with suppress(LeaseLostError):  # another process has it since: it is looked up again
+                    self.pipeline.stage(child, cancel)
+            if fresh := [run_id for run_id in elsewhere if run_id not in told]:
+                self.pipeline.post(entry, [Message(run_id, cancel) for run_id in fresh])
+                told.update(fresh)
+            for child in children:
+                with suppress(LeaseLostError):
+                    await self.pipeline.durable(child)
+                self.let_go(child)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LOOK_SECONDS_MAX)

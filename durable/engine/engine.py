@@ -305,6 +305,8 @@ class Engine:
     async def wait_ended(self, run_id: str) -> Run:
         """Wait until the run has ended."""
         if self._sharing is not None:
+            if self._state == "closed":
+                raise AppNotOpenError(f"run {run_id} cannot be waited for: the application is closed")
             scope = current_scope.get()
             return await self._sharing.ended(run_id, in_body=scope is not None and scope.host is self)
         entry = self._table.get(run_id)

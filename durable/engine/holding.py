@@ -69,6 +69,20 @@ class HoldingTable(Table):
                 self.release(entry)  # nothing will be written by which it would be let go of
         return entries
 
+    async def look_up(self, run_ids: Sequence[str]) -> tuple[list[Entry], list[str]]:
+        """Those of these runs that are held here or by nobody, and the ids of those that others hold."""
+        entries = [entry for run_id in run_ids if (entry := self.held(run_id)) is not None]
+        here = {entry.run.run_id for entry in entries}
+        elsewhere: list[str] = []
+        for run_id, held in (await self._shared.read([each for each in run_ids if each not in here])).items():
+            if (entry := self.get(run_id)) is not None:
+                entries.append(entry)
+            elif held.owner is None:
+                entries.append(self._place(held, owned=False))
+            else:
+                elsewhere.append(run_id)
+        return entries, elsewhere
+
     def place(self, held: Iterable[Held]) -> list[Entry]:
         """Put runs on the table that were claimed."""
         return [self._place(each, owned=True) for each in held]

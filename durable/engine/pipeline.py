@@ -146,12 +146,16 @@ class Pipeline:
 
     def answer(self, entry: Entry, answer: Answer, *messages: Message) -> None:
         """Have a message for the run be gone that changes nothing of it, and send others in its place."""
+        self._answered(self.post(entry, messages), entry, answer)
+
+    def post(self, entry: Entry, messages: Iterable[Message]) -> Unit:
+        """Send messages for a run with its next commit."""
         self._check(entry)
         unit = entry.unit
         if unit is None or unit.connection is not None:
             unit = self._new_unit(None)
         unit.messages += messages
-        self._answered(unit, entry, answer)
+        return unit
 
     def _answered(self, unit: Unit, entry: Entry, answer: Answer) -> None:
         unit.answers.append((entry, answer))

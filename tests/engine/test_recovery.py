@@ -119,6 +119,7 @@ async def test_a_body_that_ends_its_process_is_bounded(make_app: MakeApp) -> Non
     assert len(ran) == 3
 
 
+@pytest.mark.one_process  # elsewhere such a run is not read at all
 async def test_a_run_without_its_task_is_kept(make_app: MakeApp) -> None:
     """A run whose task no module defines waits, and goes on when the task is there again, also in mid-flight."""
 
