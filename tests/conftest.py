@@ -1,11 +1,16 @@
-"""What all tests share: `need` for tools that a machine may lack, and a folder for a store."""
+"""What all tests share: `need` for tools that a machine may lack, a folder for a store, and a PostgreSQL."""
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+
+from tests.support import pgserver
 
 CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -26,3 +31,37 @@ def need(what: object, reason: str) -> None:
 def store_dir(tmp_path: Path) -> Path:
     """A folder for one store, which is not there yet."""
     return tmp_path / "store"
+
+
+def need_postgres() -> None:
+    """Go on if this machine has a PostgreSQL to start servers of."""
+    need(pgserver.binaries(), pgserver.ADVICE)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[pgserver.PostgresServer]:
+    """A server for the whole session, which no test may stop: those that have to start their own, after `need_postgres()`."""
+    need_postgres()
+    with pgserver.PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """Where the session's server is, or the one of DURABLE_TEST_POSTGRES_URL; tests keep apart by `postgres_schema`."""
+    if given := os.environ.get("DURABLE_TEST_POSTGRES_URL"):
+        return given
+    server: pgserver.PostgresServer = request.getfixturevalue("postgres_server")
+    return server.url
+
+
+SCHEMA_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def postgres_schema(postgres_url: str) -> Iterator[str]:
+    """The name of a schema that is not there yet, for `PostgresSettings.schema`; dropped, with what is in it, after the test."""
+    name = f"t{os.getpid()}_{next(SCHEMA_NUMBERS)}"
+    yield name
+    with psycopg.connect(postgres_url, autocommit=True, options="-c lock_timeout=10s") as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())

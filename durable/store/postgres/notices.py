@@ -1,0 +1,138 @@
+"""Notices: hints between processes, by NOTIFY, that there may be work or news.
+
+Law: nothing depends on a notice. None is sent from within a transaction that writes: notices take turns, and so would those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+
+import psycopg
+
+from durable.errors import ConfigError, StorageError
+from durable.store.postgres.session import Session, Sessions
+from durable.store.shared import Notice
+
+#: How long notices are gathered before they are sent together.
+GATHER_SECONDS = 0.003
+#: PostgreSQL takes less than 8,000 bytes.
+PAYLOAD_BYTES = 7_500
+#: More runs than these are no hint any more: everybody is to look at all of them.
+RUNS_MAX = 2_000
+BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+_WORK, _EVERYTHING = "w", "*"
+
+
+class Notices:
+    """Sends and hears notices of the stores on one schema.
+
+    Arguments:
+        sessions: where connections come from.
+        schema: the schema, from which the channel has its name.
+        sender: who this is: its own notices are not heard.
+    """
+
+    def __init__(self, sessions: Sessions, schema: str, sender: str) -> None:
+        self._sessions = sessions
+        self._channel = f"{schema}_notices"
+        self._sender = sender
+        self._work = False
+        self._runs: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._listening: list[asyncio.Task[None]] = []
+
+    async def close(self) -> None:
+        """Hear and send nothing any more; what was gathered is sent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._begin()
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+        listening, self._listening = self._listening, []
+        for task in listening:
+            task.cancel()
+        if listening:
+            await asyncio.wait(listening)
+
+    # -- sending
+
+    def notify(self, work: bool, runs: Iterable[str]) -> None:
+        """See `SharedStore.notify`."""
+        self._work = self._work or work
+        self._runs.update(runs)
+        if (self._work or self._runs) and self._timer is None and self._sending is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._sending = asyncio.ensure_future(self._send())
+        self._sending.add_done_callback(self._sent)
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._sending = None
+        self.notify(False, ())  # what was gathered meanwhile
+
+    async def _send(self) -> None:
+        payloads = list(self._payloads())
+        # A notice that cannot be sent is one that got lost.
+        with suppress(psycopg.Error, OSError, StorageError, ConfigError):
+            async with self._sessions.connection() as session:
+                await session.execute(
+                    "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS n (payload)", (self._channel, payloads)
+                )
+
+    def _payloads(self) -> Iterator[str]:
+        """`SENDER;w;RUN,RUN`: the letter where there is work, the runs with news, or * for all of them."""
+        work, runs, self._work, self._runs = self._work, self._runs, False, set()
+        head = f"{self._sender};{_WORK if work else ''};"
+        if len(runs) > RUNS_MAX:
+            yield head + _EVERYTHING
+            return
+        some: list[str] = []
+        size = len(head)
+        for run_id in runs:
+            if size + len(run_id) + 1 > PAYLOAD_BYTES:
+                yield head + ",".join(some)
+                some, size = [], len(head)
+            some.append(run_id)
+            size += len(run_id) + 1
+        yield head + ",".join(some)
+
+    # -- hearing
+
+    def listen(self, heard: Callable[[Notice], None]) -> None:
+        """See `SharedStore.listen`."""
+        self._listening.append(asyncio.ensure_future(self._hear(heard)))
+
+    async def _hear(self, heard: Callable[[Notice], None]) -> None:
+        failures = 0
+        missed = False
+        while True:
+            session: Session | None = None
+            try:
+                session = await self._sessions.dedicated()
+                await session.execute(f'LISTEN "{self._channel}"'.encode())
+                if missed:
+                    heard(Notice(True, None))
+                failures, missed = 0, True
+                async for notice in session.notifies():
+                    self._told(notice.payload, heard)
+            except (psycopg.Error, OSError, StorageError, ConfigError):
+                missed = True
+            finally:
+                if session is not None:
+                    with suppress(psycopg.Error):
+                        await session.close()
+            await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+            failures += 1
+
+    def _told(self, payload: str, heard: Callable[[Notice], None]) -> None:
+        sender, _, rest = payload.partition(";")
+        work, _, runs = rest.partition(";")
+        if sender != self._sender:
+            named = frozenset(runs.split(",")) if runs else frozenset()
+            heard(Notice(work == _WORK, None if runs == _EVERYTHING else named))
