@@ -175,6 +175,7 @@ class Engine:
             write_to(sharing.store, self._entropy), self._clock, records_max,
             publish=sharing.publish, entailed=entailed, on_failure=self._store_failed, on_refused=sharing.refused,
             check_lease=sharing.check_lease, patience_seconds=sharing.store.lease_seconds,
+            lanes=len(sharing.store.shards), lane_of=sharing.store.shard_of if len(sharing.store.shards) > 1 else None,
         )  # fmt: skip
 
     async def _take_over(self, lifecycle: Lifecycle) -> None:

@@ -31,18 +31,24 @@ class Following:
         self._task: asyncio.Task[None] | None = None
         self._closed: DurableError | None = None
 
-    async def ended(self, run_id: str) -> Run:
-        """Wait until the run has ended. Raises `RunNotFoundError`, and what `close` was given."""
-        run = await self._store.find(run_id)
-        if run is None:
-            raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
-        if run.ended:
-            return run
+    async def ended(self, run_id: str, *, is_here: bool = False) -> Run:
+        """Wait until the run has ended. Raises `RunNotFoundError`, and what `close` was given.
+
+        Arguments:
+            is_here: whether it is held here and has not ended: its end will be told.
+        """
+        if not is_here:
+            run = await self._store.find(run_id)
+            if run is None:
+                raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+            if run.ended:
+                return run
         if self._closed is not None:
             raise self._closed
         waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(run_id, set()).add(waiter)
-        self._look_at((run_id,))  # it may have ended since it was read
+        if not is_here:
+            self._look_at((run_id,))  # it may have ended since it was read
         try:
             return await waiter
         finally:

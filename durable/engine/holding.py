@@ -55,7 +55,7 @@ class HoldingTable(Table):
                 return None
             if held.owner is None:
                 return self._place(held, owned=False)
-            if held.owner != self._shared.executor_id:
+            if held.owner != self._shared.shards[self._shared.shard_of(run_id)].executor_id:
                 raise HeldElsewhere(run_id)
             if self._releasing is None:
                 raise HeldElsewhere(run_id)  # it is on its way to the table

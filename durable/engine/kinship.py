@@ -124,7 +124,7 @@ class Kinship:
         encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
         create = creation(task, options, encoded, run.user)
         create.attached = create.joined = True
-        run_id = self.starter.make_id()
+        run_id = self.starter.make_id(run.run_id)
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
 
     # --- what a body asks for ---------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Kinship:
 
         Raises what `encode` raises, and what refuses a child: `ValidationError`, `ConflictError`, `LimitError`, `PayloadError`.
         """
-        with new_children(self.starter.make_id) as children:
+        with new_children(partial(self.starter.make_id, entry.run.run_id)) as children:
             payload = encode()
         join: Join = ""
         if definition.on_children_complete is not None and not entry.run.returned_seq:

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from durable.clock import Entropy, fraction_of
 from durable.engine.claims import Claims, known_tasks
 from durable.engine.pipeline import RETRY_SECONDS
-from durable.engine.scheduler import Scheduler
-from durable.errors import DurableError, LeaseLostError
+from durable.errors import DurableError, LeaseLostError, RepositoryUnavailableError
 from durable.store.shared import SharedStore
 
 logger = logging.getLogger("durable.engine")
@@ -27,29 +26,48 @@ class Lease:
     """Keeps the lease, and frees the runs of executors that did not.
 
     Arguments:
-        forsake: stops all that goes on in runs that are held here.
+        store: one shard.
+        forsake: stops all that goes on in runs that are held there.
+        changed: called when the lease is lost, and when there is one again.
     """
 
     def __init__(
-        self, store: SharedStore, claims: Claims, scheduler: Scheduler, entropy: Entropy, forsake: Callable[[], None]
+        self,
+        store: SharedStore,
+        claims: Claims,
+        entropy: Entropy,
+        forsake: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         self._store = store
         self._claims = claims
-        self._scheduler = scheduler
         self._entropy = entropy
         self._forsake = forsake
+        self._changed = changed
+        #: Whether there is none.
+        self.is_lost = False
         self._task: asyncio.Task[None] | None = None
         self._looks = 0
 
-    def open(self) -> None:
-        """Begin to renew."""
+    async def open(self) -> None:
+        """Become an executor, and begin to renew. A shard that is away is waited for beside the others."""
+        try:
+            await self._store.enroll(known_tasks())
+        except RepositoryUnavailableError as error:
+            logger.error("this process is no executor yet: %s", error)
+            self.is_lost = True
+            self._changed()
         self._task = asyncio.create_task(self._keep(), name="durable-lease")
 
     async def close(self) -> None:
-        """Renew no more."""
+        """Be no executor any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
+        try:
+            await self._store.leave()
+        except DurableError as error:
+            logger.warning("others take the runs of this process when its lease has passed: %s", error)
 
     @property
     def is_over(self) -> bool:
@@ -58,6 +76,8 @@ class Lease:
 
     async def _keep(self) -> None:
         pause = self._store.lease_seconds / RENEWALS
+        if self.is_lost:
+            await self._come_back()
         while True:
             await asyncio.sleep(max(min(pause, self._store.lease_left), 0.0))
             if not await self._renewed():
@@ -83,14 +103,15 @@ class Lease:
 
     def give_up(self) -> None:
         """The lease has passed: stop everything."""
-        if not self._scheduler.paused:
+        if not self.is_lost:
             logger.error(
                 "this process lost its lease (a database that was away, or an event loop that was blocked, for %.1f s): "
                 "its runs go on where they are claimed next",
                 self._store.lease_seconds,
             )
-            self._scheduler.paused = True
+            self.is_lost = True
             self._forsake()
+            self._changed()
 
     async def _come_back(self) -> None:
         """Become an executor again."""
@@ -101,8 +122,8 @@ class Lease:
             except DurableError as error:
                 logger.warning("this process cannot become an executor again now: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
-        self._scheduler.paused = False
-        self._scheduler.fill()
+        self.is_lost = False
+        self._changed()
         self._claims.work()
         self._claims.mail()
 

@@ -47,6 +47,24 @@ Wish = tuple[Target, Command]
 Commit = Callable[[Sequence[Unit]], Awaitable[Sequence[DurableError | None]]]
 
 
+class Lane:
+    """Units that are committed one batch after another. What is in other lanes does not wait for them."""
+
+    __slots__ = ("busy", "pending", "wake", "worker")
+
+    def __init__(self) -> None:
+        self.pending: list[Unit] = []
+        #: Whether a batch is on its way, or being published.
+        self.busy = False
+        self.wake: asyncio.Future[None] | None = None
+        self.worker: asyncio.Task[None] | None = None
+
+    def kick(self) -> None:
+        """There is something to do."""
+        if self.wake is not None and not self.wake.done():
+            self.wake.set_result(None)
+
+
 class Pipeline:
     """Gathers records and commits them in batches.
 
@@ -57,6 +75,8 @@ class Pipeline:
         on_failure: called once, when the store takes nothing more.
         on_refused: called for each run of a unit that the store refused, or will not take in time.
         check_lease: called before each commit; loses the runs that others may hold by now.
+        lanes: in how many lanes; runs of one family are in the same.
+        lane_of: tells a run's lane from its id.
         patience_seconds: how long to try when the store cannot be asked; None: as long as it takes.
     """
 
@@ -72,6 +92,8 @@ class Pipeline:
         on_refused: Callable[[Entry], None] = lambda entry: None,
         check_lease: Callable[[], None] = lambda: None,
         patience_seconds: float | None = None,
+        lanes: int = 1,
+        lane_of: Callable[[str], int] | None = None,
     ) -> None:
         self._hand_over = commit
         self._clock = clock
@@ -82,24 +104,29 @@ class Pipeline:
         self._on_refused = on_refused
         self._check_lease = check_lease
         self._patience_seconds = patience_seconds
-        self._pending: list[Unit] = []
+        self._lanes = [Lane() for _ in range(lanes)]
+        self._lane_of = lane_of
         self._some_lost = False
-        self._wake: asyncio.Future[None] | None = None
-        self._worker: asyncio.Task[None] | None = None
         self._closing = False
         self._closed = False
         self.failure: StorageError | None = None
 
     def open(self) -> None:
         """Start committing."""
-        self._worker = asyncio.get_running_loop().create_task(self._work(), name="durable-pipeline")
+        for lane in self._lanes:
+            lane.worker = asyncio.get_running_loop().create_task(self._work(lane), name="durable-pipeline")
 
     async def close(self) -> None:
         """Commit what is pending, then stop."""
         self._closing = True
-        self._kick()
-        if self._worker is not None:
-            await self._worker
+        self._kick_all()
+        for lane in self._lanes:
+            if lane.worker is not None:
+                await lane.worker
+
+    def _kick_all(self) -> None:
+        for lane in self._lanes:
+            lane.kick()
 
     # --- staging ----------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +180,7 @@ class Pipeline:
         self._check(entry)
         unit = entry.unit
         if unit is None or unit.connection is not None:
-            unit = self._new_unit(None)
+            unit = self._new_unit(entry, None)
         unit.messages += messages
         return unit
 
@@ -194,18 +221,19 @@ class Pipeline:
                 mixed = mixed or unit is not None
                 unit = entry.unit
         if unit is None or mixed or unit.connection is not None or unit.size_bytes + size > UNIT_BYTES_MAX:
-            unit = self._new_unit(connection)
+            unit = self._new_unit(staged[0][0], connection)
         unit.size_bytes += size
         unit.items += staged
         for entry, _ in staged:
             entry.unit = unit
         return unit
 
-    def _new_unit(self, connection: Any) -> Unit:
+    def _new_unit(self, entry: Entry, connection: Any) -> Unit:
         unit = Unit()
         unit.connection = connection
-        self._pending.append(unit)
-        self._kick()
+        lane = self._lanes[0 if self._lane_of is None else self._lane_of(entry.run.run_id)]
+        lane.pending.append(unit)
+        lane.kick()
         return unit
 
     def durable(self, entry: Entry) -> asyncio.Future[None]:
@@ -227,28 +255,29 @@ class Pipeline:
         """Whether nothing that was staged for the entry is still on its way."""
         return entry.unit is None and entry.in_flight is None
 
-    def _kick(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    async def _work(self) -> None:
+    async def _work(self, lane: Lane) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            if not self._pending:
-                if self._closing:
+        while not self._closed:
+            if not lane.pending:
+                if self._closing and not any(other.pending or other.busy for other in self._lanes):
                     self._closed = True  # in this very turn: nothing may be staged that nobody commits
+                    self._kick_all()
                     return
-                self._wake = loop.create_future()
-                await self._wake
+                lane.wake = loop.create_future()
+                await lane.wake
                 continue  # one turn has passed: what else became runnable in it has staged its records too
-            if not await self._commit_pending():
+            lane.busy = True
+            going = await self._commit_pending(lane)
+            lane.busy = False
+            if self._closing:
+                self._kick_all()  # the last lane to be done closes all
+            if not going:
                 return
             await asyncio.sleep(0)  # those who were told stage their next records first, and share one commit
 
-    async def _commit_pending(self) -> bool:
+    async def _commit_pending(self, lane: Lane) -> bool:
         """Commit what has gathered, and act on it; False when the store takes nothing more."""
-        units = self._pending
-        self._pending = []
+        units, lane.pending = lane.pending, []
         for unit in units:
             for entry in unit.entries:
                 entry.unit = None
@@ -303,7 +332,6 @@ class Pipeline:
     def lose(self, entry: Entry) -> None:
         """The run may be in other hands: nothing that was decided here and is not durable counts, nor what is decided from now on."""
         entry.lost = self._some_lost = True
-        self._kick()
 
     def _without_lost(self, units: list[Unit]) -> list[Unit]:
         """The units that concern no lost run. Refusing one loses those that share it with a lost run."""
@@ -313,7 +341,6 @@ class Pipeline:
                 self._refuse(
                     unit, LeaseLostError("a run is in other hands by now: what was decided here does not count")
                 )
-        self._some_lost = bool(self._pending)
         return units
 
     def _refuse(self, unit: Unit, error: DurableError) -> None:
@@ -329,11 +356,13 @@ class Pipeline:
     def _fail(self, error: StorageError, units: list[Unit]) -> None:
         self.failure = error
         logger.critical("the store failed and takes nothing more in this process: %s", error)
-        for unit in (*units, *self._pending):
+        pending = [unit for lane in self._lanes for unit in lane.pending]
+        for unit in (*units, *pending):
             for waiter in unit.waiters:
                 if not waiter.done():
                     waiter.set_exception(_outcome_unknown(error))
-        self._pending = []
+        for lane in self._lanes:
+            lane.pending = []
         self._on_failure(error)
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from durable.clock import Clock, Entropy
 from durable.config import EngineSettings
 from durable.core.commands import Command
 from durable.core.messages import Message
 from durable.core.run import Run
-from durable.engine.claims import Claims, known_tasks, poke_by
+from durable.engine.claims import Claims, poke_by
 from durable.engine.entry import Entry, Unit
 from durable.engine.following import Following
 from durable.engine.holding import HoldingResidence, HoldingTable
@@ -47,7 +48,8 @@ class Sharing:
         self.following = Following(store, hub)
         self._heard: dict[str, asyncio.Event] = {}
         self._claims: Claims
-        self._lease: Lease
+        self._leases: list[Lease] = []
+        self._scheduler: Scheduler
         self._residence: HoldingResidence
         self._lifecycle: Lifecycle
 
@@ -63,7 +65,11 @@ class Sharing:
         self._claims = Claims(
             self.store, self.table, mailbox, scheduler, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy
         )
-        self._lease = Lease(self.store, self._claims, scheduler, self._entropy, self._forsake_all)
+        self._scheduler = scheduler
+        self._leases = [
+            Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
+            for number, shard in enumerate(self.store.shards)
+        ]
         lifecycle.offer = self._offer
         self._residence.expect = self._claims.expect
         lifecycle.ended = self.following.told
@@ -74,8 +80,8 @@ class Sharing:
         self.table.open(poke_by(self._claims))
         self.following.open()
         if self._execute:
-            await self.store.enroll(known_tasks())
-            self._lease.open()
+            for lease in self._leases:
+                await lease.open()
             self._claims.open()
 
     async def stop(self) -> None:
@@ -89,9 +95,9 @@ class Sharing:
         for event in self._heard.values():
             event.set()
         if self._execute:
-            await self._lease.close()
             await self.table.released()
-            await self.store.leave()
+            for lease in self._leases:
+                await lease.close()
             self.store.notify(work=True)
 
     def task_defined(self) -> None:
@@ -100,9 +106,11 @@ class Sharing:
 
     async def ended(self, run_id: str, *, in_body: bool) -> Run:
         """Wait until a run has ended. One that a body waits for shall not wait for the slot that this body holds."""
-        entry = None
-        if in_body:
-            entry = self.table.held(run_id) or next(iter(await self.table.take([run_id])), None)
+        entry = self.table.held(run_id)
+        if not in_body:
+            return await self.following.ended(run_id, is_here=entry is not None and not entry.settled)
+        if entry is None:
+            entry = next(iter(await self.table.take([run_id])), None)
         if entry is None:
             return await self.following.ended(run_id)
         scheduler = self._lifecycle.scheduler
@@ -186,12 +194,17 @@ class Sharing:
             self._lifecycle.forsake(entry)
             self.table.release(entry)
 
-    def _forsake_all(self) -> None:
+    def _forsake_all(self, shard: int) -> None:
         for entry in self.table:
-            if entry.owned:
+            if entry.owned and self.store.shard_of(entry.run.run_id) == shard:
                 self._lifecycle.forsake(entry)
+
+    def _lease_changed(self) -> None:
+        self._scheduler.paused = all(lease.is_lost for lease in self._leases)
+        self._scheduler.fill()
 
     def check_lease(self) -> None:
         """Give up where the lease has passed while nothing could be done about it: the event loop was blocked."""
-        if self._execute and self._lease.is_over:
-            self._lease.give_up()
+        for lease in self._leases if self._execute else ():
+            if lease.is_over:
+                lease.give_up()

@@ -17,7 +17,7 @@ from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
 from durable.core.commands import Begin, Command, Create, Resume
 from durable.core.decide import decide
-from durable.core.ids import after_run_id, make_run_id
+from durable.core.ids import after_run_id, family_of, family_of_key, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
 from durable.core.status import Status
@@ -84,7 +84,7 @@ class Starter:
         create = await self.prepare(task, options, arguments)
         async with self.naming(create):
             while (existing := await self.holder(create)) is None:
-                run_id = self.make_id()
+                run_id = self.make_id(create=create)
                 run = Run(run_id)
                 records = decide(run, create, self._clock.now(), 1)
                 token = int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
@@ -198,9 +198,18 @@ class Starter:
         self._pipeline.stage(entry, Resume())
         await self._pipeline.durable(entry)
 
-    def make_id(self) -> str:
-        """The id of a new run, later in order than all before."""
-        self._last_id = after_run_id(self._last_id, make_run_id(self._clock.now(), self._entropy.token_bytes(10)))
+    def make_id(self, relative: str | None = None, create: Create | None = None) -> str:
+        """The id of a new run, later in order than all before.
+
+        Arguments:
+            relative: the id of a run whose family it joins.
+            create: what brings it into being: a run with a key that joins no family is of the family that its key names.
+        """
+        family = None if relative is None else family_of(relative)
+        if family is None and create is not None and create.key is not None:
+            family = family_of_key(create.user, create.key)
+        made = make_run_id(self._clock.now(), self._entropy.token_bytes(10), family)
+        self._last_id = after_run_id(self._last_id, made)
         return self._last_id
 
     def enter(self, run_id: str, create: Create, parent: Entry | None, identity: UserContext | None) -> list[Wish]:
@@ -238,9 +247,10 @@ class Starter:
                 self._pipeline.durable(entry).add_done_callback(partial(self._created, name))
 
     async def _create(self, create: Create, parentage: Parentage | None) -> str:
-        run_id, parent = self.make_id(), None
+        parent = None
         if parentage is not None:
             parent, create.attached = parentage.entry, parentage.attached
+        run_id = self.make_id(None if parent is None else parent.run.run_id, create)
         wishes = self.enter(run_id, create, parent, current_identity.get())
         entry = wishes[0][0]
         assert isinstance(entry, Entry)

@@ -103,8 +103,17 @@ class SharedStore(Store, Protocol):
     """A `Store` that several processes have open at once. Times of leases are those of the store, not of this machine."""
 
     @property
+    def shards(self) -> Sequence[SharedStore]:
+        """The stores that this one consists of, each with leases of its own; itself where it is one."""
+        ...
+
+    def shard_of(self, run_id: str) -> int:
+        """Which of the shards has the run. Those of one family are in the same, and a parcel concerns one shard only."""
+        ...
+
+    @property
     def executor_id(self) -> str:
-        """The name under which this process holds runs; another after each `enroll`."""
+        """The name under which this process holds runs; another after each `enroll`. Of one shard."""
         ...
 
     # -- writing

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable.core.ids import after_run_id, is_run_id, make_run_id
+from durable.core.ids import FAMILY_DIGITS, after_run_id, family_of, family_of_key, is_run_id, make_run_id
 
 entropy = st.binary(min_size=10, max_size=10)
 times = st.integers(0, 2**48 - 1)
@@ -79,3 +79,21 @@ def test_ids_of_one_process_are_in_the_order_in_which_they_were_made(made: list[
         following = after_run_id(last, make_run_id(milliseconds / 1000, random))
         assert following > last and is_run_id(following)
         last = following
+
+
+@given(times, entropy, st.integers(0, 16**FAMILY_DIGITS - 1))
+def test_a_family_has_digits_in_common(milliseconds: int, random: bytes, number: int) -> None:
+    """Whatever is random, and also where an id has to be made later than the last one."""
+    family = f"{number:0{FAMILY_DIGITS}x}"
+    made = make_run_id(milliseconds / 1000, random, family)
+    later = after_run_id(make_run_id(milliseconds / 1000, b"\xff" * 10), made)
+    assert is_run_id(made) and is_run_id(later)
+    assert family_of(made) == family_of(later) == family
+
+
+def test_a_key_names_a_family() -> None:
+    """The same for the same user and key; nobody in particular is a user of his own."""
+    assert family_of_key("u", "k") == family_of_key("u", "k")
+    assert (
+        len({family_of_key(*pair) for pair in ((None, "k"), ("", "k"), ("u", "k"), (None, "uk"), ("u", "\ud800"))}) == 5
+    )

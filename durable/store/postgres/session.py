@@ -193,7 +193,8 @@ class Sessions:
 
     def check(self, session: Session) -> None:
         """Raise `StoreMismatchError` if a newer primary was seen since this session began; asks nobody."""
-        session.origin.require_recent(Origin(timeline=self._seen.timeline), self._at(session))
+        if self._is_stale(session):
+            session.origin.require_recent(Origin(timeline=self._seen.timeline), self._at(session))
 
     # -- errors
 

@@ -32,7 +32,7 @@ from durable.store.postgres.session import Sessions
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement
+from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
 
 
 class PostgresStore:
@@ -198,6 +198,13 @@ class PostgresStore:
         return StoreHealth(state="degraded", detail=trouble) if trouble else StoreHealth()
 
     # -- holding runs
+
+    @property
+    def shards(self) -> Sequence[SharedStore]:
+        return (self,)
+
+    def shard_of(self, run_id: str) -> int:
+        return 0
 
     @property
     def executor_id(self) -> str:
