@@ -138,7 +138,8 @@ class Sharing:
             for error in await self.store.write([Parcel((), self.number(), messages=[message])]):
                 if error is not None:
                     raise error
-            self.store.notify(work=True, runs=(run_id,))
+            self._claims.mail()
+            self.store.notify(mail=True)
             while (answer := await self.store.answer(token)) is None:
                 closed()
                 event.clear()
@@ -161,18 +162,18 @@ class Sharing:
         self._lifecycle.publish(unit)
         if unit.messages:
             self._claims.mail()
-        news = {message.run_id for message in unit.messages}
-        news.update(record.run_id for _, record in unit.items if record.visible)
-        if news:
-            self.store.notify(runs=news)
+        news = {record.run_id for _, record in unit.items if record.visible}
+        if news or unit.messages:
+            self.store.notify(mail=bool(unit.messages), runs=news)
 
     # --- what is heard ------------------------------------------------------------------------------------------------------------
 
     def _noticed(self, notice: Notice) -> None:
         if notice.work:
             self._claims.work()
-        if notice.runs is None or notice.runs:
+        if notice.mail:
             self._claims.mail()
+        if notice.runs is None or notice.runs:
             self.following.heard(notice.runs)
             for run_id in list(self._heard) if notice.runs is None else notice.runs:
                 if (event := self._heard.get(run_id)) is not None:

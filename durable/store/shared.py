@@ -70,11 +70,13 @@ class Notice(NamedTuple):
 
     Arguments:
         work: there may be runs to claim.
-        runs: runs with news: messages, events, an end. None: of any run, since notices may have been missed.
+        runs: runs with news: events, an end, an answer. None: of any run, since notices may have been missed.
+        mail: there may be messages.
     """
 
     work: bool
     runs: frozenset[str] | None
+    mail: bool = False
 
 
 class Placement(NamedTuple):
@@ -202,7 +204,7 @@ class SharedStore(Store, Protocol):
         """Call `heard` on the event loop for each notice, from now on until `close`."""
         ...
 
-    def notify(self, *, work: bool = False, runs: Iterable[str] = ()) -> None:
+    def notify(self, *, work: bool = False, mail: bool = False, runs: Iterable[str] = ()) -> None:
         """Let the other processes look soon; notices are gathered for a few milliseconds and sent together, and may get lost."""
         ...
 

@@ -1,11 +1,13 @@
 """Notices: hints between processes, by NOTIFY, that there may be work or news.
 
-Law: nothing depends on a notice. None is sent from within a transaction that writes: notices take turns, and so would those.
+Law: nothing depends on a notice. None is sent from within a transaction that writes: notices take turns, and so would those. None is sent
+to nobody: who listens says so when it begins, and again from time to time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
@@ -23,7 +25,12 @@ PAYLOAD_BYTES = 7_500
 RUNS_MAX = 2_000
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-_WORK, _EVERYTHING = "w", "*"
+#: Who listens says so this often, and counts as listening for this long, seconds.
+PRESENT_EVERY_SECONDS, PRESENT_SECONDS = 20.0, 60.0
+#: Who begins to listen waits so long for answers to its greeting before it takes itself to be alone.
+REPLY_SECONDS = 2.0
+
+_WORK, _MAIL, _HELLO, _PRESENT, _EVERYTHING = "w", "m", "h", "p", "*"
 
 
 class Notices:
@@ -39,8 +46,10 @@ class Notices:
         self._sessions = sessions
         self._channel = f"{schema}_notices"
         self._sender = sender
-        self._work = False
+        self._marks: set[str] = set()
         self._runs: set[str] = set()
+        #: Until when others count as listening, by the loop's clock; for ever where this one cannot hear them.
+        self._present_until = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
         self._listening: list[asyncio.Task[None]] = []
@@ -60,11 +69,19 @@ class Notices:
 
     # -- sending
 
-    def notify(self, work: bool, runs: Iterable[str]) -> None:
+    def notify(self, *, work: bool, mail: bool, runs: Iterable[str]) -> None:
         """See `SharedStore.notify`."""
-        self._work = self._work or work
-        self._runs.update(runs)
-        if (self._work or self._runs) and self._timer is None and self._sending is None:
+        if asyncio.get_running_loop().time() < self._present_until:
+            self._marks.update(mark for mark, given in ((_WORK, work), (_MAIL, mail)) if given)
+            self._runs.update(runs)
+            self._send_soon()
+
+    def _say(self, mark: str) -> None:
+        self._marks.add(mark)
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        if (self._marks or self._runs) and self._timer is None and self._sending is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._begin)
 
     def _begin(self) -> None:
@@ -74,7 +91,7 @@ class Notices:
 
     def _sent(self, sending: asyncio.Task[None]) -> None:
         self._sending = None
-        self.notify(False, ())  # what was gathered meanwhile
+        self._send_soon()  # what was gathered meanwhile
 
     async def _send(self) -> None:
         payloads = list(self._payloads())
@@ -86,9 +103,9 @@ class Notices:
                 )
 
     def _payloads(self) -> Iterator[str]:
-        """`SENDER;w;RUN,RUN`: the letter where there is work, the runs with news, or * for all of them."""
-        work, runs, self._work, self._runs = self._work, self._runs, False, set()
-        head = f"{self._sender};{_WORK if work else ''};"
+        """`SENDER;wm;RUN,RUN`: letters for what there is, then the runs with news, or * for all of them."""
+        marks, runs, self._marks, self._runs = self._marks, self._runs, set(), set()
+        head = f"{self._sender};{''.join(sorted(marks))};"
         if len(runs) > RUNS_MAX:
             yield head + _EVERYTHING
             return
@@ -117,12 +134,17 @@ class Notices:
                 session = await self._sessions.dedicated()
                 await session.execute(f'LISTEN "{self._channel}"'.encode())
                 if missed:
-                    heard(Notice(True, None))
+                    heard(Notice(True, None, True))
                 failures, missed = 0, True
-                async for notice in session.notifies():
-                    self._told(notice.payload, heard)
+                self._present_until = asyncio.get_running_loop().time() + REPLY_SECONDS
+                self._say(_HELLO)
+                while True:
+                    async for notice in session.notifies(timeout=PRESENT_EVERY_SECONDS):
+                        self._told(notice.payload, heard)
+                    self._say(_PRESENT)
             except (psycopg.Error, OSError, StorageError, ConfigError):
                 missed = True
+                self._present_until = math.inf
             finally:
                 if session is not None:
                     with suppress(psycopg.Error):
@@ -132,7 +154,12 @@ class Notices:
 
     def _told(self, payload: str, heard: Callable[[Notice], None]) -> None:
         sender, _, rest = payload.partition(";")
-        work, _, runs = rest.partition(";")
-        if sender != self._sender:
-            named = frozenset(runs.split(",")) if runs else frozenset()
-            heard(Notice(work == _WORK, None if runs == _EVERYTHING else named))
+        marks, _, runs = rest.partition(";")
+        if sender == self._sender:
+            return
+        self._present_until = asyncio.get_running_loop().time() + PRESENT_SECONDS
+        if _HELLO in marks:
+            self._say(_PRESENT)
+        named = None if runs == _EVERYTHING else frozenset(runs.split(",")) if runs else frozenset[str]()
+        if named is None or named or _WORK in marks or _MAIL in marks:
+            heard(Notice(_WORK in marks, named, _MAIL in marks))

@@ -273,9 +273,9 @@ class PostgresStore:
         if self._notices is not None and self._settings.notify == "listen":
             self._notices.listen(heard)
 
-    def notify(self, *, work: bool = False, runs: Iterable[str] = ()) -> None:
+    def notify(self, *, work: bool = False, mail: bool = False, runs: Iterable[str] = ()) -> None:
         if self._notices is not None and self._settings.notify == "listen":
-            self._notices.notify(work, runs)
+            self._notices.notify(work=work, mail=mail, runs=runs)
 
     @property
     def poll_seconds(self) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+import pytest
 
+from durable.store.postgres import notices
 from durable.store.shared import Notice
 from durable.testing.samples import run_id
 
@@ -90,7 +92,7 @@ async def test_who_was_cut_off_looks_at_everything(
         (pid,) = await listeners(postgres_url, postgres_schema, 1)
         with psycopg.connect(postgres_url, autocommit=True) as killer:
             killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-        await ear.until(lambda: Notice(True, None) in ear.notices)
+        await ear.until(lambda: Notice(True, None, True) in ear.notices)
         ear.notices.clear()
     one.notify(runs=[run_id(1)])
     await ear.until(lambda: ear.notices == [Notice(False, frozenset({run_id(1)}))])
@@ -109,3 +111,25 @@ async def test_polling_sends_and_hears_nothing(open_postgres: Opener, postgres_u
     await other_ear.until(lambda: other_ear.notices)
     assert other_ear.notices == [Notice(True, frozenset({run_id(7)}))]
     assert ear.notices == []
+
+
+async def test_nothing_is_sent_to_nobody(
+    open_postgres: Opener, postgres_url: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is alone costs the server nothing; who comes is heard of at once, and told from then on."""
+    monkeypatch.setattr(notices, "REPLY_SECONDS", 0.0)
+    one, ear = await open_postgres(), Ear()
+    one.listen(Ear())
+    await listeners(postgres_url, postgres_schema, 1)
+
+    await asyncio.sleep(0.05)  # its greeting is sent
+    one.notify(work=True)
+    assert one._notices is not None and one._notices._timer is None, "something is about to be sent"
+    two = await open_postgres()
+    two.listen(ear)
+    await listeners(postgres_url, postgres_schema, 2)
+    async with asyncio.timeout(10):
+        while not ear.notices:
+            one.notify(runs=[run_id(1)])
+            await asyncio.sleep(0.01)
+    assert ear.notices[0] == Notice(False, frozenset({run_id(1)}))
