@@ -100,7 +100,7 @@ class Claims:
             except RepositoryUnavailableError as error:
                 logger.warning("no work can be claimed now: %s", error)
                 wait = RETRY_SECONDS
-            except DurableError:
+            except Exception:  # a defect may cost a run, never all the others
                 logger.exception("work cannot be claimed")
                 wait = self._store.poll_seconds
             if not await self._told(wait):

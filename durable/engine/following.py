@@ -109,7 +109,7 @@ class Following:
         except RepositoryUnavailableError:
             await asyncio.sleep(RETRY_SECONDS)
             self._look_at(run_ids)
-        except DurableError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told when it can be read again
             logger.error("runs that somebody waits for cannot be read now: %s", error)
             await asyncio.sleep(self._store.poll_seconds)
             self._look_at(run_ids)

@@ -96,7 +96,7 @@ class Lease:
                 return True
             except (LeaseLostError, TimeoutError):
                 return False
-            except DurableError as error:
+            except Exception as error:  # noqa: BLE001 - a lease that nobody looks after is one that is kept for ever
                 logger.warning("the lease cannot be renewed now, %.1f s are left: %s", self._store.lease_left, error)
             await asyncio.sleep(min(RETRY_SECONDS, max(self._store.lease_left, 0.0)))
         return False
@@ -119,7 +119,7 @@ class Lease:
             try:
                 await self._store.enroll(known_tasks())
                 break
-            except DurableError as error:
+            except Exception as error:  # noqa: BLE001 - the same
                 logger.warning("this process cannot become an executor again now: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
         self.is_lost = False
@@ -132,7 +132,7 @@ class Lease:
         await asyncio.sleep(fraction_of(self._entropy.token_bytes(7)) * self._store.lease_seconds / RENEWALS / 4)
         try:
             freed = await self._store.sweep()
-        except DurableError as error:
+        except Exception as error:  # noqa: BLE001 - the same
             logger.warning("runs of executors that are gone cannot be freed now: %s", error)
             return
         if freed:

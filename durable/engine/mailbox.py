@@ -46,15 +46,17 @@ class Mailbox:
         if missing:
             await self._table.take(missing)
         obeying: list[Entry] = []
-        for run_id, waiting in by_run.items():
-            entry = self._table.held(run_id)
-            if entry is None:
-                continue  # somebody else was quicker
-            entry.held += 1
-            obeying.append(entry)
-            for message in waiting:
-                await self._obey(entry, message)
-        await self._settle(obeying)
+        try:
+            for run_id, waiting in by_run.items():
+                entry = self._table.held(run_id)
+                if entry is None:
+                    continue  # somebody else was quicker
+                entry.held += 1
+                obeying.append(entry)
+                for message in waiting:
+                    await self._obey(entry, message)
+        finally:
+            await self._settle(obeying)
         return len(messages) == PAGE and bool(obeying)
 
     async def _obey(self, entry: Entry, message: Message) -> None:

@@ -165,7 +165,7 @@ class Pipeline:
                 other.run.become(run)
             raise
         if staged or messages or answer is not None:
-            unit = self._place(staged, connection)
+            unit = self._place(entry, staged, connection)
             unit.messages += messages
             if answer is not None:
                 self._answered(unit, entry, answer)
@@ -212,16 +212,16 @@ class Pipeline:
             if record.kind in ENTAILING:
                 work.extend(self._entailed(entry, record))
 
-    def _place(self, staged: list[tuple[Entry, Record]], connection: Any) -> Unit:
+    def _place(self, first: Entry, staged: list[tuple[Entry, Record]], connection: Any) -> Unit:
         """Put records into the unit of their runs, where it is one and has room, else into a new one at the end."""
-        size, unit, mixed = 0, None, connection is not None
+        size, unit, mixed = 0, first.unit, connection is not None
         for entry, record in staged:
             size += _size(record)
             if entry.unit is not None and entry.unit is not unit:
                 mixed = mixed or unit is not None
                 unit = entry.unit
         if unit is None or mixed or unit.connection is not None or unit.size_bytes + size > UNIT_BYTES_MAX:
-            unit = self._new_unit(staged[0][0], connection)
+            unit = self._new_unit(first, connection)
         unit.size_bytes += size
         unit.items += staged
         for entry, _ in staged:
