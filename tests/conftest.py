@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -65,3 +66,14 @@ def postgres_schema(postgres_url: str) -> Iterator[str]:
     yield name
     with psycopg.connect(postgres_url, autocommit=True, options="-c lock_timeout=10s") as connection:
         connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database of the session's server; dropped after the test."""
+    name = f"d{os.getpid()}_{next(SCHEMA_NUMBERS)}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        parts = urlsplit(postgres_url)
+        yield urlunsplit((parts.scheme, parts.netloc, f"/{name}", parts.query, ""))
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

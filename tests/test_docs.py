@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from durable import Config, ConfigError
-from durable.config import EngineSettings, FlushSettings, Limits, LogSettings, PayloadSettings
+from durable.config import EngineSettings, FlushSettings, Limits, LogSettings, PayloadSettings, PostgresSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -18,6 +18,7 @@ PARTS = {
     "flush": FlushSettings,
     "payload": PayloadSettings,
     "engine": EngineSettings,
+    "postgres": PostgresSettings,
 }
 
 
