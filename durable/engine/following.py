@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from durable.core.run import Run
 from durable.engine.pipeline import RETRY_SECONDS
-from durable.errors import DurableError, RepositoryUnavailableError, RunNotFoundError
+from durable.errors import DurableError, RunNotFoundError
 from durable.events.hub import Hub
 from durable.store.shared import SharedStore
 
 logger = logging.getLogger("durable.engine")
 
+#: Runs that are read at once.
+PAGE = 500
+
 
 class Following:
-    """Waits for ends, and lets subscribers look."""
+    """Waits for ends, and lets subscribers look.
 
-    def __init__(self, store: SharedStore, hub: Hub) -> None:
+    Arguments:
+        is_here: tells whether a run is held here: what becomes of it is told as it happens.
+    """
+
+    def __init__(self, store: SharedStore, hub: Hub, is_here: Callable[[str], bool]) -> None:
         self._store = store
         self._hub = hub
+        self._is_here = is_here
+        #: Of the runs that somebody reads events of, the last `seq` that was seen here without a notice.
+        self._seen: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Future[Run]]] = {}
         self._news: set[str] = set()
         self._wake = asyncio.Event()
@@ -66,7 +77,7 @@ class Following:
 
     def heard(self, run_ids: Collection[str] | None) -> None:
         """There is news of these runs; None: there may be news of any."""
-        self._hub.look_again(run_ids)
+        self._hub.look_again(self._hub.followed if run_ids is None else run_ids)
         self._look_at(self._waiting if run_ids is None else self._waiting.keys() & set(run_ids))
 
     def close(self, error: DurableError) -> None:
@@ -89,27 +100,41 @@ class Following:
             self._wake.set()
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        poll_at = loop.time() + self._store.poll_seconds
         while True:
-            try:
-                async with asyncio.timeout(self._store.poll_seconds):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(poll_at):
                     await self._wake.wait()
-            except TimeoutError:
-                self.heard(None)
             self._wake.clear()
-            wanted = [run_id for run_id in self._news if run_id in self._waiting]
+            wanted = {run_id for run_id in self._news if run_id in self._waiting}
             self._news.clear()
-            if wanted:
-                await self._look(wanted)
+            if loop.time() >= poll_at:
+                followed = self._hub.followed
+                self._seen = {run_id: seq for run_id, seq in self._seen.items() if run_id in followed}
+                wanted.update(run_id for run_id in (*self._waiting, *followed) if not self._is_here(run_id))
+                poll_at = loop.time() + self._store.poll_seconds
+            for page in batched(wanted, PAGE):
+                await self._look(page)
 
-    async def _look(self, run_ids: list[str]) -> None:
+    async def _look(self, run_ids: Sequence[str]) -> None:
         try:
-            for held in (await self._store.read(run_ids)).values():
-                if held.run.ended:
-                    self.told(held.run)
-        except RepositoryUnavailableError:
+            found = await self._store.read(run_ids)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told when it can be read again
+            logger.warning("runs that somebody follows cannot be read now: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
             self._look_at(run_ids)
-        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told when it can be read again
-            logger.error("runs that somebody waits for cannot be read now: %s", error)
-            await asyncio.sleep(self._store.poll_seconds)
-            self._look_at(run_ids)
+            return
+        for run_id, held in found.items():
+            if held.run.ended:
+                self.told(held.run)
+            if held.run.seq > self._seen.get(run_id, 0) and run_id in self._hub.followed:
+                self._seen[run_id] = held.run.seq
+                self._hub.look_again((run_id,))
+
+
+def batched(run_ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    """These ids, so many at a time."""
+    left = list(run_ids)
+    for start in range(0, len(left), size):
+        yield left[start : start + size]

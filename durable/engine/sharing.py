@@ -45,7 +45,7 @@ class Sharing:
         self._entropy = entropy
         self._execute = execute
         self.table = HoldingTable(store)
-        self.following = Following(store, hub)
+        self.following = Following(store, hub, lambda run_id: self.table.held(run_id) is not None)
         self._heard: dict[str, asyncio.Event] = {}
         self._claims: Claims
         self._leases: list[Lease] = []

@@ -37,7 +37,7 @@ async def run_step(
             try:
                 if services.on_step is not None:
                     services.on_step(attempt.run_id, call)
-                scope.transaction = StepTransaction(services.store)
+                scope.transaction = StepTransaction(services.store, attempt.run_id)
                 value = await _one_try(attempt, step, args, kwargs)
                 payload = services.codecs(step.codec).encode(value, step.facts.returns, f"the result of {scope.label}")
                 break

@@ -17,8 +17,9 @@ from durable.store.shared import SharedStore
 class StepTransaction:
     """The transaction of one try of a step; none is open before `enter` is first used."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
+        self._run_id = run_id
         self._stack = AsyncExitStack()
         #: The open transaction's connection.
         self.connection: Any = None
@@ -32,7 +33,7 @@ class StepTransaction:
                 key="target",
             )
         if self.connection is None:
-            self.connection = await self._stack.enter_async_context(self._store.borrow())
+            self.connection = await self._stack.enter_async_context(self._store.borrow(self._run_id))
         async with self.connection.transaction():  # a savepoint
             yield self.connection
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, KeysView
 
 from durable.core.records import Record
 
@@ -81,9 +81,14 @@ class Hub:
         for subscription in self._subscriptions.get(record.run_id, ()):
             subscription.push(record)
 
-    def look_again(self, run_ids: Collection[str] | None) -> None:
-        """Have those who follow these runs read from the store; None: any run."""
-        for run_id in list(self._subscriptions) if run_ids is None else run_ids:
+    @property
+    def followed(self) -> KeysView[str]:
+        """The runs that somebody follows."""
+        return self._subscriptions.keys()
+
+    def look_again(self, run_ids: Collection[str]) -> None:
+        """Have those who follow these runs read from the store."""
+        for run_id in run_ids:
             for subscription in self._subscriptions.get(run_id, ()):
                 subscription.lagging = True
                 subscription.wake()
