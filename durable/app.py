@@ -22,7 +22,6 @@ from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
-from durable.store.shared import SharedStore
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
 from durable.tasks.task import Task
@@ -97,16 +96,31 @@ class Durable:
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
-        if not execute and not isinstance(store, SharedStore):
+        if not execute and not hasattr(store, "claim"):  # isinstance would read properties of a store that is not open
             raise ConfigError(
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
         self.test_mode = test_mode
+        self.limits = limits
+        self.config = config
+        self._world = (clock, entropy)
         self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
         self.dead_letters: DeadLetters = DeadLetters(self._engine)
+
+    @property
+    def store(self) -> Store:
+        """Where runs are kept."""
+        return self._engine.store
+
+    def move_to(self, target: str | os.PathLike[str] | Store, *, limits: Limits, config: Config) -> None:
+        """Before it is opened: execute on another store, with other settings. For `durable worker MODULE:APP --store`."""
+        clock, entropy = self._world
+        type(self).__init__(
+            self, target, limits=limits, config=config, test_mode=self.test_mode, clock=clock, entropy=entropy
+        )
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""

@@ -1,4 +1,4 @@
-"""The command line: `durable runs`, `show`, `events`, `cancel`, `retry`, `stop`, `resume`, `log`, `demo`.
+"""The command line: `durable runs`, `show`, `events`, `why`, `cancel`, `retry`, `stop`, `resume`, `worker`, `migrate`, `log`, `demo`.
 
-Law: looking writes nothing; nothing here runs a body or imports a user's code.
+Law: looking changes no run. Only `worker` imports a user's code, and only that, and the demo, run a body.
 """

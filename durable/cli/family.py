@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from durable.cli.folder import children_of
+from durable.cli.target import children_of
 from durable.cli.terminal import clipped, escaped, print_table, readable, span, value_of
 from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.core.status import ENDED, Status
-from durable.store.local import LocalStore
+from durable.store.base import Store
 
 CHILDREN_SHOWN = 10
 DETAIL_CHARACTERS_MAX = 60
@@ -74,7 +74,7 @@ class Family:
     children: list[Relative] = field(default_factory=list)
 
     @classmethod
-    async def of(cls, store: LocalStore, run: Run, records: Iterable[Record]) -> Family:
+    async def of(cls, store: Store, run: Run, records: Iterable[Record]) -> Family:
         """Read them; `records` are all of the run."""
         family = cls(run, None if run.parent_id is None else await store.find(run.parent_id))
         async for child in children_of(store, run.run_id):

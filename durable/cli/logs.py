@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 
-from durable.cli.folder import LOOKS_MAX
+from durable.cli.target import LOOKS_MAX, Target
 from durable.cli.terminal import (
     call_text,
     clipped,
@@ -26,15 +26,18 @@ from durable.cli.terminal import (
 from durable.clock import SYSTEM_CLOCK
 from durable.core.records import CALLS, Kind, Record
 from durable.core.wire import decode_unit
-from durable.errors import StorageError
+from durable.errors import ConfigError, StorageError
 from durable.log import DiskFiles
 from durable.log.repair import LogReport, dump, repair, verify
 from durable.repository.sqlite import SqliteRepository
 
 
 def _log_of(args: Namespace) -> tuple[DiskFiles, str]:
-    """The log that was meant, and the folder of its store: DIR may be either. Raises `StorageError`."""
-    folder = args.folder if args.folder is not None else args.dir
+    """The log that was meant, and the folder of its store: DIR may be either. Raises `StorageError`, `ConfigError`."""
+    target = Target.of(args)
+    if args.folder is None and target.is_shared:
+        raise ConfigError("a PostgreSQL store has no log in files: its tables are the log", key="store")
+    folder = target.text if args.folder is None else args.folder
     for path, store in ((os.path.join(folder, "log"), folder), (folder, os.path.dirname(os.path.abspath(folder)))):
         if os.path.isdir(path) and any(name == "manifest" or name.endswith(".log") for name in os.listdir(path)):
             return DiskFiles(path), store

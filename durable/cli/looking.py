@@ -1,6 +1,6 @@
-"""`durable runs`, `show` and `events`: reading a store, also beside the process that has it open.
+"""`durable runs`, `show` and `events`: reading a store, also beside the processes that have it open.
 
-Law: the store is opened for reading only, so nothing here can change or hold up anything.
+Law: nothing here changes a run or holds one up; a folder is opened for reading only, so that not a byte in it changes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import asyncio
 import os
 from argparse import Namespace
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 
 from durable.cli.family import Family, took
-from durable.cli.folder import find_run, opened, pages
+from durable.cli.target import Target, find_run, opened, pages
 from durable.cli.terminal import (
     CELL_CHARACTERS_MAX,
     STORED,
@@ -34,6 +35,8 @@ from durable.core.query import RunFilter
 from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.core.status import Status
+from durable.store.base import Store
+from durable.store.shared import SharedStore
 from durable.tasks.handle import to_event
 
 #: How often a followed store is asked whether its files changed, and after how many such looks it is read in any case.
@@ -58,8 +61,8 @@ async def runs(args: Namespace) -> int:
     """List runs, the newest first."""
     kept: deque[Run] = deque(maxlen=args.limit)
     count = 0
-    async with opened(args.dir) as store:
-        parent_id = None if args.parent is None else (await find_run(store, args.parent, args.user)).run_id
+    async with opened(args) as store:
+        parent_id = None if args.parent is None else (await find_run(store, args.parent, args)).run_id
         wanted = RunFilter(status=args.status, task=args.task, user=args.user, parent_id=parent_id)
         async for page in pages(store, wanted):
             kept.extend(page)
@@ -90,8 +93,8 @@ async def runs(args: Namespace) -> int:
 
 async def show(args: Namespace) -> int:
     """Show one run: what it is, its steps, and where each result came from."""
-    async with opened(args.dir) as store:
-        run = await find_run(store, args.run, args.user)
+    async with opened(args) as store:
+        run = await find_run(store, args.run, args)
         records = await store.history(run.run_id)
         timeline, family = Timeline.of(records), await Family.of(store, run, records)
     if args.json:
@@ -175,9 +178,9 @@ def _outcome_json(row: Outcome) -> dict[str, object]:
 
 async def events(args: Namespace) -> int:
     """Print the events of a run; with --follow also those to come, until it ends."""
-    async with opened(args.dir) as store:
-        run_id = (await find_run(store, args.run, args.user)).run_id
-    async for record in _follow(args.dir, run_id) if args.follow else _recorded(args.dir, run_id):
+    async with opened(args) as store:
+        run_id = (await find_run(store, args.run, args)).run_id
+    async for record in _follow(args, run_id) if args.follow else _recorded(args, run_id):
         if not args.steps and not record.visible:
             continue
         event = to_event(record, STORED)
@@ -212,29 +215,53 @@ def _event_text(record: Record, shown: object) -> str:
     )
 
 
-async def _recorded(path: str, run_id: str) -> AsyncIterator[Record]:
-    async with opened(path) as store:
+async def _recorded(args: Namespace, run_id: str) -> AsyncIterator[Record]:
+    async with opened(args) as store:
         for record in await store.history(run_id):
             yield record
 
 
-async def _follow(path: str, run_id: str) -> AsyncIterator[Record]:
-    """Records as another process writes them. There is no notice from there, so the files are watched."""
+async def _follow(args: Namespace, run_id: str) -> AsyncIterator[Record]:
+    """Records as other processes write them, to the end of the run."""
     after = 0
-    while True:
-        before = _stamp(path)
-        async with opened(path) as store:
+    async with aclosing(_by_notice(args) if Target.of(args).is_shared else _by_files(args)) as looks:
+        async for store in looks:
             records = await store.history(run_id, after)
             run = await store.find(run_id)
-        for record in records:
-            after = record.seq
-            yield record
-        if run is None or (run.ended and after >= run.seq):
-            return
+            for record in records:
+                after = record.seq
+                yield record
+            if run is None or (run.ended and after >= run.seq):
+                return
+
+
+async def _by_files(args: Namespace) -> AsyncGenerator[Store]:
+    """The store in a folder, each time that there may be news. No notice comes from there, so its files are watched."""
+    path = Target.of(args).text
+    while True:
+        before = _stamp(path)
+        async with opened(args) as store:
+            yield store
         for _ in range(FOLLOW_LOOKS_MAX):
             await asyncio.sleep(FOLLOW_SECONDS)
             if _stamp(path) != before:
                 break
+
+
+async def _by_notice(args: Namespace) -> AsyncGenerator[Store]:
+    """The store in a database, each time that there may be news."""
+    async with opened(args) as store:
+        heard = asyncio.Event()
+        poll_seconds = FOLLOW_SECONDS
+        if isinstance(store, SharedStore):
+            store.listen(lambda notice: heard.set())
+            poll_seconds = store.poll_seconds
+        while True:
+            heard.clear()
+            yield store
+            with suppress(TimeoutError):
+                async with asyncio.timeout(poll_seconds):
+                    await heard.wait()
 
 
 def _stamp(path: str) -> list[tuple[str, int, int]]:

@@ -10,17 +10,20 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from durable.cli import deciding, demo, logs, looking
-from durable.cli.terminal import complain
+from durable.cli import deciding, demo, explaining, logs, looking, migrating, worker
+from durable.cli.target import DEFAULT_FOLDER
+from durable.cli.terminal import complain, without_passwords
 from durable.core.status import Status
-from durable.errors import DurableError
+from durable.errors import ConfigError, DurableError
 
-DEFAULT_FOLDER = "./.durable"
 EPILOG = """\
 RUN is the id of a run, the beginning of one (4 digits or more, if no other run has it), or its key.
-Reading also works beside a process that has the folder open; writing waits for no one and says who has it.
-exit codes: 0 fine, 1 the thing asked about failed (unknown run, refused transition, damaged log), 2 wrong use"""
+STORE is a folder, or the postgresql:// URL of a database; a password is better kept in PGPASSWORD or ~/.pgpass than in the URL.
+Reading also works beside a process that has the folder open; writing waits for no one and says who has it. In a database, what is
+decided about a run is decided by the executor that holds it.
+exit codes: 0 fine, 1 the thing asked about failed (unknown run, refused transition, damaged log, no such server), 2 wrong use"""
 
 
 def _count(text: str) -> int:
@@ -33,6 +36,16 @@ def _count(text: str) -> int:
 _count.__name__ = "count of 1 or more"
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+_seconds.__name__ = "number of seconds"
+
+
 def _statuses(text: str) -> frozenset[Status]:
     try:
         return frozenset(Status(name.strip()) for name in text.split(","))
@@ -40,27 +53,67 @@ def _statuses(text: str) -> frozenset[Status]:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(Status)}") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """The grammar; what it refuses it repeats without passwords."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
+
+
+def _name_store(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """The options that name a store; before the command or behind it."""
+    parser.add_argument(
+        "--store", "--dir", dest="store", default=default, metavar="STORE",
+        help=f"a folder (default {DEFAULT_FOLDER}), or postgresql://USER@HOST/DATABASE",
+    )  # fmt: skip
+    parser.add_argument("--schema", default=default, help="of the database, if it is not durable's own")
+
+
 def _parser() -> argparse.ArgumentParser:
     installed = sys.modules["durable"].__version__  # importlib.metadata would take 7 ms to find the same
-    parser = argparse.ArgumentParser(
-        prog="durable", description="Look at durable runs, decide about them, and see one survive kill -9.",
+    parser = _Parser(
+        prog="durable", description="Look at durable runs, decide about them, execute them, and see one survive kill -9.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"durable {installed}")
-    parser.add_argument(
-        "--dir", default=DEFAULT_FOLDER, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})"
-    )
-    folder = argparse.ArgumentParser(add_help=False)
-    folder.add_argument(
-        "--dir", default=argparse.SUPPRESS, metavar="DIR", help=f"the folder of the store (default {DEFAULT_FOLDER})"
-    )
+    _name_store(parser, None)
+    store = _Parser(add_help=False)
+    _name_store(store, argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[..., object], **options: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, parents=[folder], description=options["help"], **options)  # type: ignore[arg-type]
+        command = commands.add_parser(name, parents=[store], description=options["help"], **options)  # type: ignore[arg-type]
         command.set_defaults(run_command=run)
         return command
 
+    _add_runs(add)
+    command = add(
+        "worker", worker.work, help="execute the tasks of a module until SIGTERM or SIGINT, which lets bodies finish"
+    )
+    command.add_argument(
+        "module", metavar="MODULE[:APP]",
+        help="that defines the tasks, as in pkg.tasks or pkg/tasks.py; APP is a Durable object in it, whose store and settings hold where "
+        "no option says otherwise",
+    )  # fmt: skip
+    command.add_argument("--concurrency", type=_count, metavar="N", help="runs that execute at once (default 1000)")
+    command.add_argument(
+        "--lease",
+        type=_seconds,
+        metavar="SECONDS",
+        help="after which others take the runs of a worker that died (default 15)",
+    )
+    command = add("migrate", migrating.migrate, help="create or update the tables of a PostgreSQL store")
+    command.add_argument(
+        "--grant-execute", action="append", default=[], metavar="ROLE", help="let a role start and execute runs"
+    )
+    command.add_argument("--grant-read", action="append", default=[], metavar="ROLE", help="let a role look at runs")
+    command.add_argument("--print", action="store_true", help="only show the SQL that lets roles do so")
+    _add_log(commands, store)
+    add("demo", demo.demo, help="see a run survive kill -9, and what it did not have to do again")
+    return parser
+
+
+def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("runs", looking.runs, help="list runs, the newest first")
     command.add_argument("--status", type=_statuses, metavar="STATUS[,STATUS]", help=f"of {', '.join(Status)}")
     command.add_argument("--task", help="of this task")
@@ -71,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("show", looking.show, "one run: what it is, its steps, where each result came from, its children"),
         ("events", looking.events, "the events of a run"),
+        ("why", explaining.why, "what a run does or waits for, and who has it"),
         ("cancel", deciding.cancel, "end a run and the children that belong to it"),
         ("retry", deciding.retry, "let a run that failed go on from the step that failed"),
         ("stop", deciding.stop, "suspend a run"),
@@ -90,12 +144,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--follow", action="store_true", help="go on until the run ends")
         if name in ("cancel", "stop"):
             command.add_argument("--reason", help="recorded with it")
-    _add_log(commands, folder)
-    add("demo", demo.demo, help="see a run survive kill -9, and what it did not have to do again")
-    return parser
 
 
-def _add_log(commands: argparse._SubParsersAction[argparse.ArgumentParser], folder: argparse.ArgumentParser) -> None:
+def _add_log(commands: argparse._SubParsersAction[_Parser], store: _Parser) -> None:
     log = commands.add_parser("log", help="verify, dump or repair the write-ahead log")
     log_commands = log.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, run, text in (
@@ -103,10 +154,10 @@ def _add_log(commands: argparse._SubParsersAction[argparse.ArgumentParser], fold
         ("dump", logs.dump_log, "print every record"),
         ("repair", logs.repair_log, "cut a damaged log at the damage"),
     ):
-        command = log_commands.add_parser(name, parents=[folder], help=text, description=text)
+        command = log_commands.add_parser(name, parents=[store], help=text, description=text)
         command.set_defaults(run_command=run)
         command.add_argument(
-            "folder", metavar="DIR", nargs="?", help="the folder of a store, or of its log (default: --dir)"
+            "folder", metavar="DIR", nargs="?", help="the folder of a store, or of its log (default: --store)"
         )
         if name == "repair":
             command.add_argument("--accept-loss", action="store_true", help="yes, give up what is behind the damage")
@@ -130,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except ConfigError as error:
+        complain(str(error))
+        return 2
     except (DurableError, OSError) as error:
         complain(str(error))
         return 1

@@ -6,6 +6,7 @@ Law: nothing that was stored reaches the terminal unescaped, and no stored value
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -171,6 +172,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str 
         print(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def without_passwords(text: str) -> str:
+    """The text with what may be the password of a database left out: of a URL, or of a list like `host=... password=...`."""
+    text = re.sub(r"(postgres(?:ql)?://[^\s:@/]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password=)('[^']*'|[^\s&']+)", r"\1***", text)
+
+
 def complain(message: str) -> None:
     """Say on stderr, in one line, what is wrong and what to do."""
-    print(f"durable: {escaped(' '.join(message.split()))}", file=sys.stderr)
+    print(f"durable: {escaped(without_passwords(' '.join(message.split())))}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from durable import Context, Durable, Retry, RunFailedError, step, task
 from durable.cli.main import main
+from tests.cli.workers import Outcome, Place
 
 #: Sets the title of a terminal, clears it, hides text: what a stored value must never do.
 EVIL = "\x1b]0;evil\x07\x1b[2J\r\x7f\u202e"
@@ -24,25 +24,6 @@ EVIL = "\x1b]0;evil\x07\x1b[2J\r\x7f\u202e"
 class Page:
     title: str
     size: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its output, which is one line of JSON."""
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        """Its output, which is lines of JSON."""
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 bodies: list[str] = []
@@ -119,3 +100,11 @@ def durable(store: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ou
         return Outcome(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def place(postgres_url: str, postgres_schema: str, tmp_path: Path) -> Place:
+    """A store in PostgreSQL, with its tables."""
+    place = Place(postgres_url, postgres_schema, tmp_path)
+    assert place.cli("migrate").code == 0
+    return place

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from durable import Durable, RunCancelledError, Status
-from tests.cli.conftest import Outcome, bodies
+from tests.cli.conftest import bodies
+from tests.cli.workers import Outcome
 
 Cli = Callable[..., Outcome]
 

@@ -21,8 +21,8 @@ from durable.core.commands import Cancel
 from durable.core.decide import decide
 from durable.core.records import Kind, Record
 from durable.store.local import LocalStore
-from tests.cli.conftest import Outcome
 from tests.cli.families import fill
+from tests.cli.workers import Outcome
 
 Cli = Callable[..., Outcome]
 

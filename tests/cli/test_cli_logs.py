@@ -10,7 +10,7 @@ import pytest
 from durable.cli.logs import _units, _verified
 from durable.log import DiskFiles
 from durable.log.repair import dump
-from tests.cli.conftest import Outcome
+from tests.cli.workers import Outcome
 
 Cli = Callable[..., Outcome]
 

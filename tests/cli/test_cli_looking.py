@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import EVIL, Outcome, bodies
+from tests.cli.conftest import EVIL, bodies
+from tests.cli.workers import Outcome
 
 Cli = Callable[..., Outcome]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Outcome
+from tests.cli.workers import Outcome
 
 Cli = Callable[..., Outcome]
 
@@ -26,6 +26,11 @@ Cli = Callable[..., Outcome]
         ("log",),
         ("log", "repair", "--json"),
         ("cancel", "one", "two"),
+        ("why",),
+        ("worker",),
+        ("worker", "tasks", "--concurrency", "0"),
+        ("worker", "tasks", "--lease", "nan"),
+        ("migrate", "--grant-read"),
     ],
 )
 def test_wrong_use_is_exit_code_2(durable: Cli, arguments: tuple[str, ...]) -> None:
@@ -36,7 +41,11 @@ def test_wrong_use_is_exit_code_2(durable: Cli, arguments: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    "command", ["", "runs", "show", "events", "cancel", "retry", "stop", "resume", "log", "log verify", "demo"]
+    "command",
+    [
+        *("", "runs", "show", "events", "why", "cancel", "retry", "stop", "resume"),
+        *("worker", "migrate", "log", "log verify", "demo"),
+    ],
 )
 def test_every_command_has_help(durable: Cli, command: str) -> None:
     """--help is on stdout with exit code 0."""

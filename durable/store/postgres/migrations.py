@@ -62,7 +62,7 @@ async def migrate(connection: Connection, schema: str) -> None:
 
 async def verify(connection: Connection, schema: str) -> None:
     """Raise `StoreFormatError` where the tables are missing, or older or newer than this durable needs; writes nothing."""
-    version = await _version(connection, schema)
+    version = await version_of(connection, schema)
     if version < SCHEMA_VERSION:
         found = f"has tables of version {version}" if version else "has no tables"
         raise StoreFormatError(
@@ -100,7 +100,7 @@ def statement(text: str, schema: str) -> bytes:
 
 async def _step(connection: Connection, schema: str) -> bool:
     """Run the next script; whether it is to be looked for another one."""
-    if await _version(connection, schema) >= SCHEMA_VERSION:
+    if await version_of(connection, schema) >= SCHEMA_VERSION:
         return False
     async with connection.transaction():
         empty = not await _exists(connection, schema, "meta")
@@ -108,7 +108,7 @@ async def _step(connection: Connection, schema: str) -> bool:
             await _create_schema(connection, schema)
         else:
             await connection.execute(statement("LOCK TABLE {schema}.meta IN SHARE ROW EXCLUSIVE MODE", schema))
-        version = await _version(connection, schema)
+        version = await version_of(connection, schema)
         if version >= SCHEMA_VERSION or (empty and version):  # another one was faster, and nothing is locked here
             return True
         script = (files("durable.store.postgres") / "sql" / SCRIPTS[version + 1]).read_text("utf-8")
@@ -125,7 +125,7 @@ async def _create_schema(connection: Connection, schema: str) -> None:
         await connection.execute(statement("CREATE SCHEMA {schema}", schema))
 
 
-async def _version(connection: Connection, schema: str) -> int:
+async def version_of(connection: Connection, schema: str) -> int:
     """The number of the last script that was run, 0 if there are no tables."""
     if not await _exists(connection, schema, "meta"):
         return 0
