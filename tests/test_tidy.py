@@ -37,7 +37,7 @@ PEERS_ALLOWED = {FOUNDATION, 7}  # layers whose rooms may import each other
 
 #: What may be imported inside a function: extras that a user may not have, and the rooms that need them.
 OPTIONAL = {
-    *("attr", "attrs", "cloudpickle", "msgspec", "orjson", "psycopg", "psycopg_pool"),
+    *("attr", "attrs", "cloudpickle", "msgspec", "orjson", "psycopg"),
     *("pydantic", "rich", "starlette", "uvicorn"),
 }
 OPTIONAL_ROOMS = ("durable.store.postgres", "durable.web")
