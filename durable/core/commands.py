@@ -94,7 +94,11 @@ class Complete:
 
 @dataclass(slots=True)
 class ChildEnded:
-    """A child has ended: what its parent has to know, in the same commit."""
+    """A child has ended: what its parent has to know, in the same commit.
+
+    Arguments:
+        counts: whether it is one that the parent returned, or has for its coordinator; else its body awaited it, and may have gone on.
+    """
 
     child_id: str
     task: str
@@ -102,6 +106,7 @@ class ChildEnded:
     result: bytes | None = None
     failure: dict[str, Any] | None = None
     reason: str | None = None
+    counts: bool = True
 
 
 @dataclass(slots=True)

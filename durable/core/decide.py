@@ -162,7 +162,7 @@ def _waiting(run: Run) -> str:
 def _child_ended(run: Run, command: ChildEnded, now: float) -> list[Record]:
     if run.asleep:  # its body awaits the child, or would be glad to know
         return [_record(run, Kind.CHILD_ENDED, now, {"child": command.child_id, "status": command.status})]
-    if run.status not in JOINING or not run.unfinished:
+    if not command.counts or run.status not in JOINING or not run.unfinished:
         return []
     counted = _record(run, Kind.CHILD_ENDED, now, {"child": command.child_id, "status": command.status})
     by_task = run.status in COORDINATED and run.join == "task"

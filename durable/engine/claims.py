@@ -1,7 +1,7 @@
 """Claims: how an executor comes to the work of a shared store.
 
 Law: it takes no more runs than it has slots for, and only such as it has the code for. A notice says when to look; a look without one
-comes as often as `poll_seconds` says, not all executors at once.
+comes as often as `poll_seconds` says, not all executors at once; every second of them looks for messages, too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Claims:
         self._clock = clock
         self._entropy = entropy
         self._work_wanted = self._mail_wanted = True
+        #: Whether the next look without a notice is for runs only.
+        self._runs_only = False
         self._wake = asyncio.Event()
         #: When the next run is due that is known of here.
         self._next_due = math.inf
@@ -100,11 +102,14 @@ class Claims:
             except RepositoryUnavailableError as error:
                 logger.warning("no work can be claimed now: %s", error)
                 wait = RETRY_SECONDS
+                self._work_wanted = self._mail_wanted = True
             except Exception:  # a defect may cost a run, never all the others
                 logger.exception("work cannot be claimed")
                 wait = self._store.poll_seconds
+                self._work_wanted = self._mail_wanted = True  # what it looked for was not found out
             if not await self._told(wait):
-                self._work_wanted = self._mail_wanted = True
+                self._runs_only = not self._runs_only
+                self._work_wanted, self._mail_wanted = True, self._mail_wanted or not self._runs_only
 
     async def _told(self, wait: float) -> bool:
         """Wait for a notice; False where none came in time."""
@@ -117,7 +122,7 @@ class Claims:
 
     async def _look(self) -> float:
         """Claim what can be claimed, obey what messages say; return for how long to wait for a notice."""
-        wait: float = self._store.poll_seconds * (0.75 + 0.5 * fraction_of(self._entropy.token_bytes(7)))
+        wait: float = self._store.poll_seconds * (1 + 0.5 * fraction_of(self._entropy.token_bytes(7)))
         known = known_tasks()
         if self._work_wanted:
             self._work_wanted = False

@@ -52,7 +52,7 @@ class Closing:
             closing = self._closing.get(entry)
             if closing is not None:
                 await asyncio.wait((closing,))
-            elif entry.run.returned_seq and not self.pipeline.is_durable(entry):
+            elif (entry.run.returned_seq or self.holding is not None) and not self.pipeline.is_durable(entry):
                 await self.pipeline.durable(entry)  # what follows from its end is staged when that is published
             else:
                 return
@@ -81,7 +81,15 @@ class Closing:
         except DurableError:
             return  # the store failed or is closed: the next process finds the run not closed
         self._closing[entry] = asyncio.create_task(self._close(entry, reason), name="durable-closing")
-        self._closing[entry].add_done_callback(lambda _: self._closing.pop(entry, None))
+        self._closing[entry].add_done_callback(lambda _: self._done(entry))
+
+    def is_closing(self, entry: Entry) -> bool:
+        """Whether the run is being closed here."""
+        return entry in self._closing
+
+    def _done(self, entry: Entry) -> None:
+        self._closing.pop(entry, None)
+        self.let_go(entry)
 
     async def _close(self, entry: Entry, reason: str) -> None:
         """The same for children that are not all on the table."""

@@ -160,7 +160,7 @@ class Execution(Attempt):
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """The transaction of the step that is running."""
         scope = current_scope.get()
-        if not isinstance(scope, StepScope) or scope.transaction is None:
+        if not isinstance(scope, StepScope) or scope.transaction is None or threading.get_ident() != self._thread:
             raise StepContextError("transaction() is for steps: use it inside an `async def` step")
         return scope.transaction.enter()
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from durable.core.run import Run
 from durable.engine.pipeline import RETRY_SECONDS
-from durable.errors import DurableError, RunNotFoundError
+from durable.errors import DurableError, RunNotFoundError, StorageError
 from durable.events.hub import Hub
 from durable.store.shared import SharedStore
 
@@ -48,19 +48,17 @@ class Following:
         Arguments:
             is_here: whether it is held here and has not ended: its end will be told.
         """
-        if not is_here:
-            run = await self._store.find(run_id)
-            if run is None:
-                raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
-            if run.ended:
-                return run
         if self._closed is not None:
             raise self._closed
         waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(run_id, set()).add(waiter)
-        if not is_here:
-            self._look_at((run_id,))  # it may have ended since it was read
+        self._waiting.setdefault(run_id, set()).add(waiter)  # before it is read: from here on its end is not missed
         try:
+            if not is_here:
+                run = await self._find(run_id)
+                if run is None:
+                    raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+                if run.ended:
+                    return run
             return await waiter
         finally:
             waiters = self._waiting.get(run_id)
@@ -68,6 +66,18 @@ class Following:
                 waiters.discard(waiter)
                 if not waiters:
                     del self._waiting[run_id]
+
+    async def _find(self, run_id: str) -> Run | None:
+        """The run, once the store can be asked: who waits for its end waits for that, too."""
+        while True:
+            try:
+                return await self._store.find(run_id)
+            except StorageError as error:
+                if self._closed is not None:
+                    raise self._closed from error
+                if not error.retryable:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
 
     def told(self, run: Run) -> None:
         """The run has ended, durably."""

@@ -41,6 +41,10 @@ class HoldingTable(Table):
         self._freed: Callable[[], None] = lambda: None
         self._releasing: asyncio.Task[None] | None = None
 
+    def family(self) -> str | None:
+        """See `SharedStore.family`."""
+        return self._shared.family()
+
     def held(self, run_id: str) -> Entry | None:
         """The run, if it is held here."""
         entry = self.get(run_id)
@@ -60,6 +64,11 @@ class HoldingTable(Table):
             if self._releasing is None:
                 raise HeldElsewhere(run_id)  # it is on its way to the table
             await asyncio.wait((self._releasing,))
+
+    async def has_mail(self, run_id: str) -> bool:
+        """Whether messages wait for the run."""
+        placement = await self._shared.placement(run_id)
+        return placement is not None and placement.messages > 0
 
     async def take(self, run_ids: Sequence[str]) -> list[Entry]:
         """Take hold of those of these runs that nobody holds."""
@@ -130,9 +139,11 @@ class HoldingTable(Table):
         self._freed()
 
     async def released(self) -> None:
-        """Wait until what left is free."""
-        while self._releasing is not None:
-            await asyncio.wait((self._releasing,))
+        """Wait until what left is free, or others take it because the lease has passed."""
+        if self._releasing is not None:
+            await asyncio.wait((self._releasing,), timeout=self._shared.lease_seconds)
+        if self._releasing is not None:
+            self._releasing.cancel()
 
 
 class HoldingResidence(Residence):

@@ -82,20 +82,23 @@ class Kinship:
     def _told(self, entry: Entry) -> Iterable[Wish]:
         run, parent = entry.run, entry.parent
         if self.holding is not None:
-            return self._told_by_message(run) if parent is None else self._told_here(entry, run.watchers)
+            elsewhere = parent is None or parent.lost
+            return self._told_by_message(run) if elsewhere else self._told_here(entry, run.watchers)
         if parent is None and not entry.watchers:
             return ()
         return self._told_here(entry, entry.watchers)
 
     def _told_by_message(self, run: Run) -> Iterable[Wish]:
-        relatives = [*run.watchers, run.parent_id] if run.attached and run.parent_id else run.watchers
-        return [(relative, told_of_end(run)) for relative in relatives]
+        told: list[Wish] = [(watcher, told_of_end(run)) for watcher in run.watchers]
+        if run.attached and run.parent_id:
+            told.append((run.parent_id, told_of_end(run, counts=run.joined)))
+        return told
 
     def _told_here(self, entry: Entry, watchers: Iterable[Target]) -> Iterable[Wish]:
         run, parent = entry.run, entry.parent
         told: list[Wish] = [(watcher, told_of_end(run)) for watcher in watchers]
         if parent is not None and (run.joined or parent.run.asleep):
-            told.append((parent, told_of_end(run)))
+            told.append((parent, told_of_end(run, counts=run.joined)))
         elif parent is not None and entry.on_end is not None and (command := entry.on_end(run)) is not None:
             told.append((parent, command))
         return told
@@ -311,6 +314,10 @@ class Kinship:
                 raise RunNotFoundError(f"no run has the id {child.run_id!r}, which is named as a child of run {run_id}")
             child.end(found, self._codec)
 
+    async def find(self, run_id: str) -> Run | None:
+        """The run, as the store has it."""
+        return await patiently(partial(self._store.find, run_id))
+
     def relatives(self, wanted: RunFilter) -> AsyncIterator[Run]:
         """All runs that match, as the store has them."""
         return matching(self._store, wanted)
@@ -320,6 +327,6 @@ def _loaded(targets: Iterable[Target]) -> Iterator[Entry]:
     return (target for target in targets if isinstance(target, Entry))
 
 
-def told_of_end(run: Run) -> ChildEnded:
+def told_of_end(run: Run, *, counts: bool = True) -> ChildEnded:
     """What relatives of a run are told of its end."""
-    return ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason)
+    return ChildEnded(run.run_id, run.task, run.status, run.result, run.failure, run.reason, counts)

@@ -47,7 +47,6 @@ class Lease:
         #: Whether there is none.
         self.is_lost = False
         self._task: asyncio.Task[None] | None = None
-        self._looks = 0
 
     async def open(self) -> None:
         """Become an executor, and begin to renew. A shard that is away is waited for beside the others."""
@@ -65,8 +64,9 @@ class Lease:
             self._task.cancel()
             await asyncio.wait((self._task,))
         try:
-            await self._store.leave()
-        except DurableError as error:
+            async with asyncio.timeout(max(self._store.lease_left, 0.0)):
+                await self._store.leave()
+        except (DurableError, TimeoutError) as error:
             logger.warning("others take the runs of this process when its lease has passed: %s", error)
 
     @property
@@ -80,24 +80,28 @@ class Lease:
             await self._come_back()
         while True:
             await asyncio.sleep(max(min(pause, self._store.lease_left), 0.0))
-            if not await self._renewed():
+            if not await self._renewed() or self.is_lost:  # given up meanwhile by who was about to write
                 self.give_up()
                 await self._come_back()
-            self._looks += 1
-            if self._looks % 2:
-                await self._sweep()
+            await self._sweep()
 
     async def _renewed(self) -> bool:
         """Renew in time, trying again while there is time."""
         while not self.is_over:
+            renewing = asyncio.ensure_future(self._store.renew(known_tasks()))
             try:
-                async with asyncio.timeout(self._store.lease_left):
-                    await self._store.renew(known_tasks())
+                # A server that hangs is asked to stop, which takes longer than there is time: nobody waits for that.
+                await asyncio.wait((renewing,), timeout=self._store.lease_left)
+                if not renewing.done():
+                    return False
+                renewing.result()
                 return True
-            except (LeaseLostError, TimeoutError):
+            except LeaseLostError:
                 return False
             except Exception as error:  # noqa: BLE001 - a lease that nobody looks after is one that is kept for ever
                 logger.warning("the lease cannot be renewed now, %.1f s are left: %s", self._store.lease_left, error)
+            finally:
+                renewing.cancel()
             await asyncio.sleep(min(RETRY_SECONDS, max(self._store.lease_left, 0.0)))
         return False
 

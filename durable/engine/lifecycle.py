@@ -103,7 +103,7 @@ class Lifecycle:
             return
         if not entry.run.ended:
             self.residence.rest(entry)
-        elif entry.settled and entry.run.closed:
+        elif entry.settled and (entry.run.closed or not (entry.owned or self.closing.is_closing(entry))):
             for relative in self.table.drop(entry):
                 self.let_go(relative)
 
@@ -128,6 +128,8 @@ class Lifecycle:
     def go_on(self, entry: Entry) -> None:
         """Let a run that was read from the store go on."""
         run = entry.run
+        if entry.lost:
+            return
         if run.ended:
             if entry.settled:  # else its end is not durable yet
                 self.closing.close(entry)
@@ -137,6 +139,11 @@ class Lifecycle:
             self.orphan(entry)
         elif not self._suspended_for_user(entry):
             self.scheduler.schedule(entry)
+
+    def nudge(self, entry: Entry) -> None:
+        """Let a run go on that may have been left where it was; what is on its way goes on when it is durable."""
+        if entry.task is None and not entry.slot and self.services.pipeline.is_durable(entry):
+            self.go_on(entry)
 
     def _suspended_for_user(self, entry: Entry) -> bool:
         """Suspend a run that lost its user's identity with its process, and cannot go on without."""
@@ -169,8 +176,9 @@ class Lifecycle:
                 limit = definition.max_recoveries
                 most = self.services.settings.max_recoveries if limit is None else limit
                 pipeline.stage(entry, Recover("crash", most))
-        except StorageError:
-            return  # the store failed, or another process has the run: that goes on
+        except StorageError:  # the store failed, or another process has the run: that goes on
+            if entry.lost:
+                self.scheduler.release(entry)
 
     def _coordinate(self, entry: Entry) -> None:
         """Begin the coordinator of a run whose children have all ended."""
@@ -214,7 +222,7 @@ class Lifecycle:
 
     def _execute(self, entry: Entry, record: Record) -> None:
         definition = find_task(entry.run.task)
-        if not entry.run.executing or definition is None:
+        if not entry.run.executing or definition is None or entry.lost:
             if entry.task is None:
                 self.scheduler.release(entry)
             if definition is None:
@@ -235,7 +243,7 @@ class Lifecycle:
             if previous is not None and not previous.done():
                 await asyncio.wait((previous,))  # two attempts of one run never overlap
             execution = await self._prepared(entry, definition, record)
-            if execution is None:
+            if execution is None or entry.lost:
                 return
             entry.execution = execution
             await run_body(execution)

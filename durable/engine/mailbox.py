@@ -95,15 +95,15 @@ class Mailbox:
         told = []
         for entry in entries:
             try:
-                await self._pipeline.durable(entry)
+                while not self._pipeline.is_durable(entry):
+                    await self._pipeline.durable(entry)
                 told.append(entry.run.run_id)
             except DurableError as error:
                 logger.debug("run %s is obeyed by who holds it next: %s", entry.run.run_id, error)
             finally:
                 entry.held -= 1
             if not entry.lost:
-                if entry.task is None and not entry.slot:
-                    self._lifecycle.go_on(entry)
+                self._lifecycle.nudge(entry)
                 self._lifecycle.let_go(entry)
         if told:
             self._store.notify(runs=told)

@@ -102,7 +102,8 @@ class Pipeline:
         self._entailed = entailed
         self._on_failure = on_failure
         self._on_refused = on_refused
-        self._check_lease = check_lease
+        #: To be called before anything is done that counts only while the lease lasts.
+        self.check_lease = check_lease
         self._patience_seconds = patience_seconds
         self._lanes = [Lane() for _ in range(lanes)]
         self._lane_of = lane_of
@@ -142,7 +143,8 @@ class Pipeline:
             answer: the message that the command came by, which is gone with that commit.
             connection: the user's connection, in whose transaction the records are committed.
         """
-        self._check(entry)
+        if self.failure is not None or self._closed or entry.lost:
+            self._check(entry)
         decided = decide(entry.run, command, self._clock.now(), self._records_max)
         staged: list[tuple[Entry, Record]] = []
         messages: list[Message] = []
@@ -279,7 +281,10 @@ class Pipeline:
         """Commit what has gathered, and act on it; False when the store takes nothing more."""
         units, lane.pending = lane.pending, []
         for unit in units:
-            for entry in unit.entries:
+            for entry, _ in unit.items:
+                entry.unit = None
+                entry.in_flight = unit
+            for entry, _ in unit.answers:
                 entry.unit = None
                 entry.in_flight = unit
         try:
@@ -287,8 +292,11 @@ class Pipeline:
                 if refusal is not None:
                     self._refuse(unit, refusal)
                     continue
-                for entry in unit.entries:
+                for entry, _ in unit.items:
                     if entry.in_flight is unit:  # else more of it is to be published
+                        entry.in_flight = None
+                for entry, _ in unit.answers:
+                    if entry.in_flight is unit:
                         entry.in_flight = None
                 self._publish(unit)
                 for waiter in unit.waiters:
@@ -309,7 +317,7 @@ class Pipeline:
         told: type[StorageError] | None = None
         started = asyncio.get_running_loop().time()
         while True:
-            self._check_lease()
+            self.check_lease()
             if self._some_lost:
                 units[:] = self._without_lost(units)
             if not units:

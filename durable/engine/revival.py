@@ -11,13 +11,18 @@ from functools import partial
 
 from durable.core.commands import Command, Coordinate, Revive
 from durable.core.query import RunFilter
+from durable.core.run import Run
 from durable.core.status import ENDED, Status
 from durable.engine.closing import Closing
 from durable.engine.entry import Entry
-from durable.engine.kinship import Kinship
+from durable.engine.holding import HeldElsewhere
+from durable.engine.kinship import Kinship, told_of_end
 from durable.engine.pipeline import Wish
 from durable.engine.services import patiently
 from durable.errors import RunNotFoundError
+
+#: How long to wait before looking again at a child that others are about to close, seconds.
+AGAIN_SECONDS = 0.02
 
 
 class Revival:
@@ -37,6 +42,16 @@ class Revival:
 
         Nothing where the child has not ended, or has completed: there is nothing to try again.
         """
+        while True:
+            try:
+                return await self._revive_awaited(parent, run_id, note)
+            except HeldElsewhere:
+                run = await self._kinship.find(run_id)
+                if run is None or not run.ended or run.status is Status.COMPLETED:
+                    return None
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _revive_awaited(self, parent: Entry, run_id: str, note: Command) -> None:
         child = await patiently(partial(self._kinship.load, run_id))
         if child is None or child.run.parent_id != parent.run.run_id or not child.run.attached:
             return
@@ -69,6 +84,7 @@ class Revival:
     async def _gather(self, entry: Entry, family: dict[Entry, list[Entry]]) -> None:
         """Load the runs that may go on with this one, and theirs."""
         await self._closing.closed(entry)
+        await self._require_settled(entry.run)
         run, ids = entry.run, list[str]()
         if run.returned_seq and run.status is not Status.ON_CHILDREN_COMPLETE_FAILED:
             again = {Status.CANCELLED} if run.lenient else ENDED - {Status.COMPLETED}
@@ -86,12 +102,23 @@ class Revival:
             children.append(loaded)
             await self._gather(loaded, family)
 
+    async def _require_settled(self, run: Run) -> None:
+        """Raise `HeldElsewhere` where others still close the run, or have sent it what is about the time before."""
+        holding = self._kinship.holding
+        if holding is None or not run.ended:
+            return
+        if not run.closed or await patiently(partial(holding.has_mail, run.run_id)):
+            raise HeldElsewhere(run.run_id)
+
     def _wishes(self, entry: Entry, family: dict[Entry, list[Entry]], *, by_parent: bool) -> Iterator[Wish]:
         run = entry.run
         failed = [child for child in family[entry] if child.run.ended and child.run.status is not Status.COMPLETED]
-        if any(child.run.run_id == run.coordinator_id for child in failed):
+        coordinator = next((child.run for child in family[entry] if child.run.run_id == run.coordinator_id), None)
+        if coordinator is not None:
             yield entry, Revive(by_parent=by_parent)
             yield entry, Coordinate(run.coordinator_id)
+            if coordinator.status is Status.COMPLETED:  # elsewhere, while the run was being cancelled
+                yield entry, told_of_end(coordinator)
         else:
             yield entry, Revive(len(failed), by_parent)
         for child in failed:

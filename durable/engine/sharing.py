@@ -113,10 +113,8 @@ class Sharing:
             entry = next(iter(await self.table.take([run_id])), None)
         if entry is None:
             return await self.following.ended(run_id)
-        scheduler = self._lifecycle.scheduler
-        scheduler.hasten(entry)
-        if entry.task is None and not entry.slot:
-            self._lifecycle.go_on(entry)
+        self._lifecycle.scheduler.hasten(entry)
+        self._lifecycle.nudge(entry)
         try:
             return await self.following.ended(run_id)
         finally:
@@ -159,6 +157,9 @@ class Sharing:
 
     def publish(self, unit: Unit) -> None:
         """Act on a unit that is durable, and let others know what may concern them."""
+        for entry in unit.entries:
+            if entry.run.closed and self._lifecycle.services.pipeline.is_durable(entry):
+                entry.owned = False  # nobody holds it any more: who tries it again has to claim it
         self._lifecycle.publish(unit)
         if unit.messages:
             self._claims.mail()
@@ -191,8 +192,9 @@ class Sharing:
 
     def refused(self, entry: Entry) -> None:
         """What was decided for a run did not become durable: who holds it next goes on from what did."""
-        if self._lifecycle.table.get(entry.run.run_id) is entry:
-            self._lifecycle.forsake(entry)
+        is_here = self.table.get(entry.run.run_id) is entry
+        self._lifecycle.forsake(entry)  # also where it was claimed anew meanwhile, and is another entry by now
+        if is_here:
             self.table.release(entry)
 
     def _forsake_all(self, shard: int) -> None:

@@ -26,7 +26,7 @@ from durable.engine.holding import HoldingTable
 from durable.engine.pipeline import Pipeline, Wish
 from durable.engine.scheduler import Scheduler
 from durable.engine.table import Table
-from durable.errors import ConfigError, ConflictError, ValidationError
+from durable.errors import ConfigError, ConflictError, LeaseLostError, RepositoryUnavailableError, ValidationError
 from durable.store.base import Store
 from durable.store.shared import Parcel, SharedStore
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -70,9 +70,16 @@ class Starter:
         if parentage is None:
             self._store.admit()
         create = await self.prepare(task, options, arguments, None if parentage is None else parentage.entry)
-        if create.key is None:
-            return await self._create(create, parentage), None
-        return await self._start_keyed(create, task, parentage), create.key
+        try:
+            if create.key is None:
+                return await self._create(create, parentage), None
+            return await self._start_keyed(create, task, parentage), create.key
+        except LeaseLostError as error:
+            if parentage is not None:
+                raise
+            raise RepositoryUnavailableError(
+                "this process lost its lease before the start was durable: what became of it is not known; with a key, start it again"
+            ) from error
 
     async def start_on(
         self, connection: object, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any]
@@ -83,17 +90,25 @@ class Starter:
         self._store.admit()
         create = await self.prepare(task, options, arguments)
         async with self.naming(create):
-            while (existing := await self.holder(create)) is None:
+            for again in (False, True):
+                existing = await self.holder(create)
+                if existing is not None:
+                    return existing.run_id, create.key
                 run_id = self.make_id(create=create)
                 run = Run(run_id)
                 records = decide(run, create, self._clock.now(), 1)
                 token = int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
                 try:
                     await self._store.create_on(connection, Parcel(records, token))
-                except ConflictError:  # another was quicker, and is known once its transaction has ended
-                    continue
-                return run_id, create.key
-            return existing.run_id, create.key
+                except ConflictError as error:  # another was quicker, and is known now that its transaction has ended
+                    if again:
+                        raise ConflictError(
+                            f"key {create.key!r} was used in this very transaction before: its run can be found once that is committed",
+                            key=create.key,
+                        ) from error
+                else:
+                    break
+            return run_id, create.key
 
     async def prepare(
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parent: Entry | None = None
@@ -208,6 +223,8 @@ class Starter:
         family = None if relative is None else family_of(relative)
         if family is None and create is not None and create.key is not None:
             family = family_of_key(create.user, create.key)
+        if family is None and self.holding is not None:
+            family = self.holding.family()
         made = make_run_id(self._clock.now(), self._entropy.token_bytes(10), family)
         self._last_id = after_run_id(self._last_id, made)
         return self._last_id

@@ -6,17 +6,24 @@ Law: a failed try is recorded before the next one waits, so that a crash does no
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from durable.clock import fraction_of
 from durable.core.records import Call, Kind, Record
 from durable.engine.attempt import Attempt
+from durable.engine.pipeline import RETRY_SECONDS
 from durable.engine.scopes import StepScope
 from durable.engine.transactions import StepTransaction
 from durable.errors import PayloadError, StepTimeoutError
 from durable.tasks.definition import StepDefinition
 from durable.tasks.failure import describe
 from durable.tasks.host import current_scope
+
+logger = logging.getLogger("durable.engine")
+
+#: How often a step may lose the connection of its transaction before that counts as a failed try: it may be the cause itself.
+CUTS_MAX = 10
 
 
 async def run_step(
@@ -30,30 +37,40 @@ async def run_step(
         args = (attempt.context, *args)
     marker = attempt.memo.marker(call)
     number = 1 if marker is None else int(marker.head.get("try", 0)) + 1
+    cuts = 0
     token = current_scope.set(scope)
     try:
         while True:
+            services.pipeline.check_lease()
             attempt.check_current()
+            transaction = scope.transaction = StepTransaction(services.store, attempt.run_id)
             try:
                 if services.on_step is not None:
                     services.on_step(attempt.run_id, call)
-                scope.transaction = StepTransaction(services.store, attempt.run_id)
                 value = await _one_try(attempt, step, args, kwargs)
                 payload = services.codecs(step.codec).encode(value, step.facts.returns, f"the result of {scope.label}")
+                transaction.require_open(scope.label)
                 break
             except asyncio.CancelledError:
-                attempt.note_cancelled(call)
-                await _undo(scope)
+                try:
+                    attempt.note_cancelled(call)
+                finally:
+                    await transaction.end()
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
-                await _undo(scope)
-                retry = step.retry
-                if number >= retry.max_attempts or not retry.allows(error) or isinstance(error, PayloadError):
+                cuts += transaction.cut
+                away = transaction.unreached or (transaction.cut and cuts <= CUTS_MAX)
+                await transaction.end()
+                retry, wait = step.retry, RETRY_SECONDS
+                if away:
+                    logger.warning("%s of run %s is run again: %s", scope.label, attempt.run_id, error)
+                elif number >= retry.max_attempts or not retry.allows(error) or isinstance(error, PayloadError):
                     return await attempt.settle_failure(call, error)
-                wait = retry.wait_after(number, fraction_of(services.entropy.token_bytes(7)))
-                head = {"try": number, "wait": wait, **describe(error, services.codec).head()}
-                attempt.note(Kind.STEP_RETRYING, call, None, head)
-            number += 1
+                else:
+                    wait = retry.wait_after(number, fraction_of(services.entropy.token_bytes(7)))
+                    head = {"try": number, "wait": wait, **describe(error, services.codec).head()}
+                    attempt.note(Kind.STEP_RETRYING, call, None, head)
+                    number += 1
             try:
                 await asyncio.sleep(wait)
             except asyncio.CancelledError:
@@ -62,15 +79,9 @@ async def run_step(
     finally:
         current_scope.reset(token)
     codec = {"codec": step.codec} if step.codec else None
-    if scope.transaction is not None and scope.transaction.connection is not None:
-        return await _settle_with(attempt, call, payload, codec, scope.transaction)
+    if transaction.connection is not None:
+        return await _settle_with(attempt, call, payload, codec, transaction)
     return await attempt.settle(call, Kind.STEP_COMPLETED, payload, codec)
-
-
-async def _undo(scope: StepScope) -> None:
-    transaction, scope.transaction = scope.transaction, None
-    if transaction is not None:
-        await transaction.end()
 
 
 async def _settle_with(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from durable.errors import ConfigError
+from durable.errors import ConfigError, RepositoryUnavailableError, StepContextError
 from durable.store.base import Store
 from durable.store.shared import SharedStore
 
@@ -23,6 +23,24 @@ class StepTransaction:
         self._stack = AsyncExitStack()
         #: The open transaction's connection.
         self.connection: Any = None
+        #: Whether the database could not be reached.
+        self.unreached = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether the connection was lost."""
+        return self.connection is not None and self.connection.broken
+
+    def require_open(self, what: str) -> None:
+        """Raise where the record of `what` cannot be committed with what it wrote."""
+        if self.connection is None or self.connection.info.transaction_status.name == "INTRANS":
+            return
+        if self.cut:
+            raise RepositoryUnavailableError(f"the connection of {what} was lost: what it wrote is undone")
+        raise StepContextError(
+            f"{what} ended the transaction of ctx.transaction() itself, or an SQL error in it was swallowed without leaving the block: "
+            "its record cannot be committed with what it wrote. Leave COMMIT and ROLLBACK to durable"
+        )
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[Any]:
@@ -33,7 +51,11 @@ class StepTransaction:
                 key="target",
             )
         if self.connection is None:
-            self.connection = await self._stack.enter_async_context(self._store.borrow(self._run_id))
+            try:
+                self.connection = await self._stack.enter_async_context(self._store.borrow(self._run_id))
+            except RepositoryUnavailableError:
+                self.unreached = True
+                raise
         async with self.connection.transaction():  # a savepoint
             yield self.connection
 

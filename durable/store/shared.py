@@ -33,6 +33,7 @@ class Parcel:
         messages: for runs that others may hold.
         answers: messages that were obeyed, or refused, and are gone now.
         connection: the caller's connection, with a transaction open, in which it is to be written and which is then committed.
+        strays: messages for runs of other shards: a store of several shards tells them from the others.
     """
 
     records: Sequence[Record]
@@ -41,6 +42,7 @@ class Parcel:
     messages: Sequence[Message] = ()
     answers: Sequence[Answer] = ()
     connection: Any = None
+    strays: Sequence[Message] = ()
 
 
 class Held(NamedTuple):
@@ -113,6 +115,10 @@ class SharedStore(Store, Protocol):
         """Which of the shards has the run. Those of one family are in the same, and a parcel concerns one shard only."""
         ...
 
+    def family(self) -> str | None:
+        """The last digits for the id of a run that joins no family, where not all shards can take one now; None: any will do."""
+        ...
+
     @property
     def executor_id(self) -> str:
         """The name under which this process holds runs; another after each `enroll`. Of one shard."""
@@ -136,14 +142,16 @@ class SharedStore(Store, Protocol):
         connection that leads elsewhere."""
         ...
 
-    def borrow(self) -> AbstractAsyncContextManager[Any]:
-        """A connection with a transaction open, for `Parcel.connection`; rolled back when left uncommitted."""
+    def borrow(self, run_id: str) -> AbstractAsyncContextManager[Any]:
+        """A connection with a transaction open, for the `Parcel.connection` of this run; rolled back when left uncommitted."""
         ...
 
     # -- holding runs
 
     async def read(self, run_ids: Sequence[str]) -> dict[str, Held]:
-        """The runs of these ids, as they are stored. An owner whose lease has passed counts as nobody."""
+        """The runs of these ids, as they are stored. An owner whose lease has passed counts as nobody.
+
+        Of several shards, those that can be asked answer; raises `RepositoryUnavailableError` where none can that has one of them."""
         ...
 
     async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from durable.core.ids import FAMILY_DIGITS
 from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.store.base import Store
@@ -16,8 +17,13 @@ NOW = 1_700_000_000.25
 
 
 def run_id(number: int) -> str:
-    """The id of a run of the suite; ids are in the order of their numbers."""
-    return f"{number:032x}"
+    """The id of a run of the suite; ids are in the order of their numbers, and eight in a row are of one family."""
+    return f"{number:028x}{number // 8 % 0x10000:04x}"
+
+
+def number_of(run_id: str) -> int:
+    """The counterpart of `run_id`."""
+    return int(run_id[:-FAMILY_DIGITS], 16)
 
 
 def created(number: int, *, task: str = "task", payload: bytes = b"null", **head: Any) -> Record:
@@ -48,7 +54,7 @@ def finished(number: int, **head: Any) -> list[Record]:
 
 def ids(runs: Sequence[Run]) -> list[int]:
     """The numbers of runs, in the order given."""
-    return [int(run.run_id, 16) for run in runs]
+    return [number_of(run.run_id) for run in runs]
 
 
 def asleep(number: int, until: float | None = None) -> list[Record]:

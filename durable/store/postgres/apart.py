@@ -6,7 +6,7 @@ is said of it.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import psycopg
@@ -76,19 +76,19 @@ class Apart:
         except (psycopg.Error, OSError) as error:
             return self._writer.failed(error)  # COMMIT was not said: nothing of it is written
         try:
-            await connection.execute("COMMIT")
-            doubted = isinstance(connection, Session) and connection.doubted()
+            async with connection.answered() if isinstance(connection, Session) else nullcontext():
+                await connection.execute("COMMIT")
         except (psycopg.Error, OSError) as error:
             return await self._settle(parcel, error)
-        if doubted:
+        except RepositoryUnavailableError as error:
             self._writer.unproven = True
-            await self._facts(parcel)  # proves it
+            return await self._settle(parcel, error)
         bundle.number(batch)
         for change in bundle.changes.values():
             self._recent.wrote(change.run, change.known_epoch)
         return None
 
-    async def _settle(self, parcel: Parcel, error: psycopg.Error | OSError) -> DurableError | None:
+    async def _settle(self, parcel: Parcel, error: Exception) -> DurableError | None:
         """Find out what became of a transaction whose COMMIT was not answered."""
         session = await self._writer.session()
         ids = Texts([escape(record.run_id) for record in parcel.records])

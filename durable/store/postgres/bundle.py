@@ -83,6 +83,7 @@ class Bundle:
         self.bytes = 0
         self._records: list[tuple[Record, int, int, int]] = []
         self._messages: list[Message] = []
+        self._strays: list[Message] = []
         self._answers: list[Answer] = []
         self._keys: dict[Key, str] = {}
         self._obeyed: set[int] = set()
@@ -123,6 +124,7 @@ class Bundle:
             if change.run.executing:
                 change.owner = self._executor
         self._messages += parcel.messages
+        self._strays += parcel.strays
         self._answers += parcel.answers
         self._obeyed.update(answer.message.message_id for answer in parcel.answers)
         self.parcels.append(parcel)
@@ -194,6 +196,7 @@ class Bundle:
             obeys=bool(self._answers),
             answers=any(answer.message.answer_to for answer in self._answers),
             marks=any(not parcel.records for parcel in self.parcels),
+            strays=bool(self._strays),
         )
 
     def values(self, variant: Variant) -> list[object]:
@@ -220,6 +223,8 @@ class Bundle:
             )
         if variant.sends:
             values += _sent(self._messages)
+        if variant.strays:
+            values += _sent(self._strays)
         if variant.answers:
             values += _answered([answer for answer in self._answers if answer.message.answer_to])
         return values

@@ -17,8 +17,8 @@ from durable.errors import ConfigError, StorageError
 from durable.store.postgres.session import Session, Sessions
 from durable.store.shared import Notice
 
-#: How long notices are gathered before they are sent together.
-GATHER_SECONDS = 0.003
+#: Notices are sent at once, but no more often than this: what comes in between is gathered, and sent together.
+GATHER_SECONDS = 0.005
 #: PostgreSQL takes less than 8,000 bytes.
 PAYLOAD_BYTES = 7_500
 #: More runs than these are no hint any more: everybody is to look at all of them.
@@ -51,6 +51,8 @@ class Notices:
         #: Until when others count as listening, by the loop's clock; for ever where this one cannot hear them.
         self._present_until = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        #: When notices were last sent, by the loop's clock.
+        self._sent_at = 0.0
         self._sending: asyncio.Task[None] | None = None
         self._listening: list[asyncio.Task[None]] = []
 
@@ -82,10 +84,11 @@ class Notices:
 
     def _send_soon(self) -> None:
         if (self._marks or self._runs) and self._timer is None and self._sending is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._begin)
+            self._timer = asyncio.get_running_loop().call_at(self._sent_at + GATHER_SECONDS, self._begin)
 
     def _begin(self) -> None:
         self._timer = None
+        self._sent_at = asyncio.get_running_loop().time()
         self._sending = asyncio.ensure_future(self._send())
         self._sending.add_done_callback(self._sent)
 
@@ -127,15 +130,13 @@ class Notices:
 
     async def _hear(self, heard: Callable[[Notice], None]) -> None:
         failures = 0
-        missed = False
         while True:
             session: Session | None = None
             try:
                 session = await self._sessions.dedicated()
                 await session.execute(f'LISTEN "{self._channel}"'.encode())
-                if missed:
-                    heard(Notice(True, None, True))
-                failures, missed = 0, True
+                heard(Notice(True, None, True))  # others may have been sent before it listened
+                failures = 0
                 self._present_until = asyncio.get_running_loop().time() + REPLY_SECONDS
                 self._say(_HELLO)
                 while True:
@@ -143,7 +144,6 @@ class Notices:
                         self._told(notice.payload, heard)
                     self._say(_PRESENT)
             except (psycopg.Error, OSError, StorageError, ConfigError):
-                missed = True
                 self._present_until = math.inf
             finally:
                 if session is not None:

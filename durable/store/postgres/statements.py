@@ -21,6 +21,7 @@ class Variant(NamedTuple):
     obeys: bool
     answers: bool
     marks: bool
+    strays: bool
 
 
 #: The columns of a write's parts, each an array, in the order of the values.
@@ -109,6 +110,12 @@ class Statements:
     HISTORY: bytes
     HISTORIES: bytes
     NEXT_DUE: bytes
+    MEMBERS: bytes
+    JOIN: bytes
+    HAND_ON: bytes
+    STRAYS: bytes
+    HANDED_ON: bytes
+    RECEIVE: bytes
 
     def query(self, conditions: Iterable[str]) -> bytes:
         """The statement that finds runs, in order of their ids; its last value is how many."""
@@ -166,6 +173,7 @@ def _write(variant: Variant) -> str:
         """)
     for wanted, table, columns in (
         (variant.sends, "messages", NEW_MESSAGES),
+        (variant.strays, "strays", NEW_MESSAGES),
         (variant.answers, "answers", NEW_ANSWERS),
     ):
         if wanted:
@@ -295,4 +303,25 @@ _TEXTS = {
     "HISTORY": "SELECT seq, batch, body FROM {s}.records WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s",
     "HISTORIES": "SELECT run_id, batch, body FROM {s}.records WHERE run_id = ANY(%b::text[]) ORDER BY run_id, seq",
     "NEXT_DUE": "SELECT due FROM {s}.runs WHERE open AND due > %s ORDER BY due LIMIT 1",
+    # Shards.
+    "MEMBERS": "SELECT (SELECT value FROM {s}.meta WHERE key = 'shards'), EXISTS (SELECT 1 FROM {s}.runs)",
+    "JOIN": "INSERT INTO {s}.meta (key, value) VALUES ('shards', %s) ON CONFLICT DO NOTHING",
+    # One at a time, so that messages keep their order; it locks nothing that anybody else needs.
+    "HAND_ON": "SELECT 1 FROM {s}.meta WHERE key = 'store_id' AND EXISTS (SELECT 1 FROM {s}.strays) FOR UPDATE SKIP LOCKED",
+    "STRAYS": "SELECT message_id, run_id, body, payload, answer_to FROM {s}.strays WHERE message_id > %s ORDER BY message_id LIMIT %s",
+    "HANDED_ON": "DELETE FROM {s}.strays WHERE message_id = ANY(%b::bigint[])",
+    # Where a message came from is forgotten when it is gone there, and long enough ago that nobody still has it in hand.
+    "RECEIVE": """
+        WITH n AS MATERIALIZED (
+                SELECT * FROM unnest(%(ids)b::bigint[], %(runs)b::text[], %(bodies)b::bytea[], %(payloads)b::bytea[], %(tokens)b::text[])
+                AS n (message_id, run_id, body, payload, answer_to)),
+            old AS (
+                DELETE FROM {s}.origins
+                WHERE store_id = %(source)s AND message_id < %(oldest)s AND at < clock_timestamp() - interval '1 hour'),
+            fresh AS (
+                INSERT INTO {s}.origins (store_id, message_id) SELECT %(source)s, message_id FROM n
+                ON CONFLICT DO NOTHING RETURNING message_id)
+        INSERT INTO {s}.messages (run_id, body, payload, answer_to)
+        SELECT n.run_id, n.body, n.payload, n.answer_to FROM n JOIN fresh USING (message_id) ORDER BY n.message_id
+    """,
 }  # fmt: skip

@@ -5,9 +5,10 @@ Law: it is put together here, and what it does is done in the modules that it is
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Self, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, errors
@@ -20,39 +21,69 @@ from durable.core.messages import Answer, Message
 from durable.core.query import RunFilter
 from durable.core.records import Record
 from durable.core.run import Run
-from durable.errors import ConfigError, DurableError, StorageError
+from durable.errors import ConfigError, DurableError, RepositoryUnavailableError, StorageError
 from durable.store.base import StoreHealth, Unit
 from durable.store.postgres.apart import Apart
 from durable.store.postgres.claims import Claims
+from durable.store.postgres.membership import Membership
 from durable.store.postgres.migrations import migrate, verify
 from durable.store.postgres.notices import Notices
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
+from durable.store.postgres.sharded import ShardedStore
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes
 from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+
+#: Connections of the pool that are lent to nobody, where there are more.
+OWN_CONNECTIONS = 2
 
 
 class PostgresStore:
     """See `durable.store.shared.SharedStore`.
 
     Arguments:
-        url: of the database: a URL or DSN as libpq takes it.
+        url: of the database: a URL or DSN as libpq takes it. One with several hosts is one store, and these its primary and standbys.
         settings: see there.
+        urls: of several databases, in place of `url`: each is a shard, and has the families that fall to it. In any order, but all
+            of them, always. What is made is then a `ShardedStore`.
         entropy: where tokens and the ids of executors come from.
         clock: on which this process counts its lease.
     """
 
-    def __init__(
-        self,
-        url: str,
+    def __new__(
+        cls,
+        url: str | None = None,
         settings: PostgresSettings = PostgresSettings(),
         *,
+        urls: Sequence[str] = (),
+        **rest: Any,
+    ) -> Self:
+        if url is not None and urls:
+            raise ConfigError(
+                "PostgresStore(): give the url of one database, or the urls of several, not both", key="urls"
+            )
+        if len(urls) < 2:
+            return super().__new__(cls)
+        shards = [cls(each, settings, **rest) for each in urls]
+        # It can all that a `PostgresStore` can, and is none: nothing of what that one does itself is left for it to do.
+        made: SharedStore = ShardedStore(shards, entropy=rest.get("entropy", SYSTEM_ENTROPY))
+        return cast(Self, made)
+
+    def __init__(
+        self,
+        url: str | None = None,
+        settings: PostgresSettings = PostgresSettings(),
+        *,
+        urls: Sequence[str] = (),
         entropy: Entropy = SYSTEM_ENTROPY,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        url = next(iter(urls), url)
+        if url is None:
+            raise ConfigError("PostgresStore(): give the url of a database, or the urls of several", key="urls")
         self._settings = settings
         self._entropy = entropy
         self._sessions = sessions = Sessions(url, settings)
@@ -64,6 +95,12 @@ class PostgresStore:
         self._apart = Apart(self._writer, statements, recent)
         self._claims = Claims(self._queries, statements, recent, settings=settings, clock=clock, entropy=entropy)
         self._recent = recent
+        #: What it does as one of several shards.
+        self.membership = Membership(sessions, self._queries, statements)
+        #: Why it is not open yet, where it will be as soon as its database can be reached; else empty.
+        self.absence = ""
+        #: Transactions of steps may last; the lease is renewed, and runs are claimed, on the rest.
+        self._lendable = asyncio.Semaphore(max(settings.connections_max - OWN_CONNECTIONS, 1))
         self._notices: Notices | None = None
         self._store_id: str | None = None
         self._opened = False
@@ -74,9 +111,28 @@ class PostgresStore:
             raise self._closed()
         return self._store_id
 
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return f"{self._sessions.place}, schema {self._settings.schema!r}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        return self._opened
+
     # -- opening and closing
 
     async def open(self) -> None:
+        await self.connect()
+        try:
+            await self.membership.require_alone()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def connect(self) -> None:
+        """The same as `open`, whether it is alone or one of several shards."""
         if self._opened:
             raise StorageError(f"the store in {self._sessions.place} is open already")
         await self._sessions.open()
@@ -91,10 +147,10 @@ class PostgresStore:
             await self._sessions.close()
             raise
         self._notices = Notices(self._sessions, self._settings.schema, self._entropy.token_bytes(8).hex())
-        self._opened = True
+        self._opened, self.absence = True, ""
 
     async def close(self) -> None:
-        self._opened = False
+        self._opened, self.absence = False, ""
         notices, self._notices = self._notices, None
         if notices is not None:
             await notices.close()
@@ -107,6 +163,11 @@ class PostgresStore:
     async def commit(self, units: Sequence[Unit]) -> None:
         self._check()
         await self._writes.commit(units)
+
+    async def check(self, units: Sequence[Unit]) -> None:
+        """Raise what `commit` would refuse these units with, as things are now."""
+        self._check()
+        await self._writes.check(units)
 
     def admit(self) -> None:
         self._check()
@@ -121,9 +182,9 @@ class PostgresStore:
         await self._apart.create_on(connection, parcel)
 
     @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[Any]:
+    async def borrow(self, run_id: str = "") -> AsyncIterator[Any]:
         self._check()
-        async with self._sessions.connection() as session:
+        async with self._lendable, self._sessions.connection() as session:
             with self._sessions.translated():
                 await session.execute("BEGIN")
             try:
@@ -206,6 +267,9 @@ class PostgresStore:
     def shard_of(self, run_id: str) -> int:
         return 0
 
+    def family(self) -> str | None:
+        return None
+
     @property
     def executor_id(self) -> str:
         return self._claims.executor_id
@@ -283,7 +347,7 @@ class PostgresStore:
 
     def _check(self) -> None:
         if not self._opened:
-            raise self._closed()
+            raise RepositoryUnavailableError(self.absence) if self.absence else self._closed()
 
     def _closed(self) -> StorageError:
         return StorageError(f"the store in {self._sessions.place} is not open; await store.open() first")

@@ -97,10 +97,11 @@ class Writer:
         """Write a bundle; returns the batch of its first parcel. Raises `RefusedError`, `UntakenError`, and durable's errors
         where what became of it is not known."""
         try:
-            batch = await self.say(session, bundle, prepare=True)
-            if session.doubted():
-                self.unproven = True
-                raise RepositoryUnavailableError(_DOUBTED)
+            async with session.answered():
+                batch = await self.say(session, bundle, prepare=True)
+        except RepositoryUnavailableError:
+            self.unproven = True
+            raise
         except (psycopg.Error, OSError) as error:
             raise self.failed(error) from None
         finally:

@@ -148,6 +148,15 @@ class Writes:
                     raise error.reason from None
         raise contended()
 
+    async def check(self, units: Sequence[Unit]) -> None:
+        """Raise what `commit` would refuse these units with, as things are now."""
+        parcels = [Parcel(unit, 0) for unit in units]
+        async with self._lock:
+            facts = await self._look(await self._writer.session(), parcels)
+            refusal = _add_units(Bundle({}, facts, None), parcels, {})
+        if refusal is not None:
+            raise refusal
+
     # -- one statement
 
     async def _put(self, session: Session, bundle: Bundle) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from durable.config import PostgresSettings
@@ -35,3 +36,13 @@ async def store(open_postgres: Opener) -> PostgresStore:
     store = await open_postgres()
     await store.enroll([("task", None)])
     return store
+
+
+@pytest.fixture
+def postgres_schemas(postgres_url: str, postgres_schema: str) -> Iterator[list[str]]:
+    """The names of three schemas for as many shards, dropped after the test."""
+    names = [postgres_schema, f"{postgres_schema}_2", f"{postgres_schema}_3"]
+    yield names
+    with psycopg.connect(postgres_url, autocommit=True, options="-c lock_timeout=10s") as connection:
+        for name in names:
+            connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())

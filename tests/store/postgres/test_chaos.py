@@ -13,7 +13,7 @@ from durable.core.run import fold
 from durable.errors import LeaseLostError, RepositoryUnavailableError
 from durable.store import PostgresStore
 from durable.store.shared import Parcel
-from durable.testing.samples import NOW, run_id
+from durable.testing.samples import NOW, number_of, run_id
 
 from .conftest import Opener
 from .parcels import TASK, begun, parcel, step
@@ -65,8 +65,8 @@ class Executor:
             epoch, seq = self.held[each]
             for _ in range(self.random.randint(1, 3)):
                 seq += 1
-                made = step(int(each, 16), seq, b"%d" % self.number)
-                parcels.append(parcel(made, epochs={int(each, 16): epoch}))
+                made = step(number_of(each), seq, b"%d" % self.number)
+                parcels.append(parcel(made, epochs={number_of(each): epoch}))
         outcomes = []
 
         async def hand_in() -> None:

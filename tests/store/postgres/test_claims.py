@@ -12,7 +12,7 @@ from durable.core.run import fold
 from durable.errors import LeaseLostError
 from durable.store import PostgresStore
 from durable.store.shared import Held, Parcel
-from durable.testing.samples import NOW, asleep, created, finished, record, run_id
+from durable.testing.samples import NOW, asleep, created, finished, number_of, record, run_id
 
 from .conftest import Opener
 from .parcels import TASK, begun, parcel, step
@@ -22,7 +22,7 @@ LATER = NOW + 1000
 
 def numbers(held: list[Held]) -> list[int]:
     """Which runs these are."""
-    return [int(each.run.run_id, 16) for each in held]
+    return [number_of(each.run.run_id) for each in held]
 
 
 async def waiting(store: PostgresStore, *parcels: Parcel) -> None:

@@ -166,7 +166,7 @@ def test_an_executor_works_and_changes_no_table(
     owner.execute(f"CREATE TABLE {postgres_schema}.later (i int)".encode())  # as a later version may
     for table in relations(owner, postgres_schema, "r"):
         for statement in ("SELECT * FROM {0}", "INSERT INTO {0} SELECT * FROM {0} WHERE false", "DELETE FROM {0}"):
-            if table != "messages" or "INSERT" not in statement:  # its ids cannot be copied
+            if table not in ("messages", "strays") or "INSERT" not in statement:  # their ids cannot be copied
                 assert allowed(postgres_url, role, statement.format(f"{postgres_schema}.{table}")), (table, statement)
         for statement in ("DROP TABLE {0}", "TRUNCATE {0}", "ALTER TABLE {0} ADD COLUMN mine int"):
             assert not allowed(postgres_url, role, statement.format(f"{postgres_schema}.{table}")), (table, statement)

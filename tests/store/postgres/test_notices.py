@@ -29,6 +29,11 @@ class Ear:
     def runs(self) -> set[str]:
         return {run_id for notice in self.notices for run_id in notice.runs or ()}
 
+    async def listens(self) -> None:
+        """Wait for the notice by which it is told to look at everything; it hears whatever is sent from then on."""
+        await self.until(lambda: Notice(True, None, True) in self.notices)
+        self.notices.clear()
+
     async def until(self, enough: object) -> None:
         """Wait until `enough()` is true."""
         assert callable(enough)
@@ -55,7 +60,8 @@ async def test_others_hear_and_oneself_does_not(open_postgres: Opener, postgres_
     one, two, ears = await open_postgres(), await open_postgres(), (Ear(), Ear())
     one.listen(ears[0])
     two.listen(ears[1])
-    await listeners(postgres_url, postgres_schema, 2)
+    await ears[0].listens()
+    await ears[1].listens()
     one.notify(work=True)
     one.notify(runs=[run_id(1)])
     one.notify(runs=[run_id(2), run_id(1)])
@@ -72,7 +78,7 @@ async def test_many_runs_need_several_notices_or_one_for_all(
     """A notice has less than 8,000 bytes."""
     one, two, ear = await open_postgres(), await open_postgres(), Ear()
     two.listen(ear)
-    await listeners(postgres_url, postgres_schema, 1)
+    await ear.listens()
     many = {run_id(number) for number in range(1000)}
     one.notify(runs=many)
     await ear.until(lambda: ear.runs == many)
@@ -88,12 +94,12 @@ async def test_who_was_cut_off_looks_at_everything(
     """Notices may have been missed meanwhile."""
     one, two, ear = await open_postgres(), await open_postgres(), Ear()
     two.listen(ear)
+    await ear.listens()
     for _ in range(2):
         (pid,) = await listeners(postgres_url, postgres_schema, 1)
         with psycopg.connect(postgres_url, autocommit=True) as killer:
             killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-        await ear.until(lambda: Notice(True, None, True) in ear.notices)
-        ear.notices.clear()
+        await ear.listens()
     one.notify(runs=[run_id(1)])
     await ear.until(lambda: ear.notices == [Notice(False, frozenset({run_id(1)}))])
 
@@ -104,7 +110,7 @@ async def test_polling_sends_and_hears_nothing(open_postgres: Opener, postgres_u
     polling.listen(ear)
     other, other_ear = await open_postgres(), Ear()
     other.listen(other_ear)
-    await listeners(postgres_url, postgres_schema, 1)
+    await other_ear.listens()
     polling.notify(work=True)
     third = await open_postgres()
     third.notify(work=True, runs=[run_id(7)])
@@ -127,7 +133,7 @@ async def test_nothing_is_sent_to_nobody(
     assert one._notices is not None and one._notices._timer is None, "something is about to be sent"
     two = await open_postgres()
     two.listen(ear)
-    await listeners(postgres_url, postgres_schema, 2)
+    await ear.listens()
     async with asyncio.timeout(10):
         while not ear.notices:
             one.notify(runs=[run_id(1)])

@@ -19,7 +19,10 @@ def test_whoever_changes_a_run_or_adds_a_record_says_under_which_epoch() -> None
     """Each INSERT and UPDATE of these tables mentions it: fenced by it, or raising it."""
     statements = Statements("some")
     texts = [text.decode() for text in vars(statements).values() if isinstance(text, bytes)]
-    texts += [statements.write(Variant(*flags)).decode() for flags in itertools.product((False, True), repeat=8)]
+    texts += [
+        statements.write(Variant(*flags)).decode()
+        for flags in itertools.product((False, True), repeat=len(Variant._fields))
+    ]
     changes = []
     for text in texts:
         for part in re.split(r"(?=\b(?:INSERT INTO|UPDATE|DELETE FROM) )", text):

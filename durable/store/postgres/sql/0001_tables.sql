@@ -1,5 +1,6 @@
 -- Schema 1. Run in one transaction. `meta` holds: schema_version, reader_min (the least version that code must know to read this
--- schema), store_id, and generation (raised when a store is restored from a backup, so that nobody goes on from what was lost).
+-- schema), store_id, generation (raised when a store is restored from a backup, so that nobody goes on from what was lost), and, where it
+-- is one of several shards, shards: the store_ids of all, sorted, with a space between two.
 CREATE TABLE {schema}.meta (
     key   text COLLATE "C" PRIMARY KEY,
     value text NOT NULL
@@ -75,6 +76,22 @@ CREATE TABLE {schema}.messages (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX messages_run ON {schema}.messages (run_id);
+
+-- In a store of several shards: messages for runs of other shards, from where they are handed on; and what others have handed on to this
+-- one, by the id of the store that it came from: each once, though its copy here may be long obeyed when that one forgets it.
+CREATE TABLE {schema}.strays (
+    message_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id     text COLLATE "C" NOT NULL,
+    body       bytea NOT NULL,
+    payload    bytea,
+    answer_to  text COLLATE "C" NOT NULL
+);
+CREATE TABLE {schema}.origins (
+    store_id   text COLLATE "C" NOT NULL,
+    message_id bigint NOT NULL,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (store_id, message_id)
+);
 
 -- Answers to messages, and the tokens (with # before them) of parcels that hold no record; both are kept for some minutes.
 CREATE TABLE {schema}.answers (
