@@ -1,36 +1,29 @@
-"""Runs that sleep in the store, which `durable` has to itself: what they cost a process that opens it, and runs beside them.
+"""Runs that are in the store, which `durable` has to itself: what they cost a process that opens it, and runs beside them.
 
-One process starts the runs and closes the store. Then, in alternation, one process opens that store and another one an empty
-store; each starts runs of one step, one after another, beside whatever is there. Starting takes minutes, so it is done once.
+One process starts runs that sleep, or puts in runs that have ended, and closes the store. Then, in alternation, one process opens that
+store and another one an empty store; each starts runs of one step, one after another, beside whatever is there. Starting takes minutes,
+so it is done once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from time import perf_counter
 
 import durable
+from benchmarks.ended import copy
 from benchmarks.memory import Peak, resident_mb
+from benchmarks.peers.durable import Local, application, one
+from benchmarks.place import Place
 from benchmarks.workloads import ASLEEP_QUEUED_MAX, ASLEEP_STARTERS, Figures, one_after_another
-from durable import BackpressureError, Config, Durable, Limits, Status, step, task
+from durable import BackpressureError, Config, Durable, Limits, Status, task
 
 SAMPLES = 20
 HOURS = 6 * 3600.0
 DELAYED = 10  # one run in so many has not begun, the others sleep in their bodies
 #: Runs that a process may have in hand: bodies that hold a slot, as nobody needs it, and others.
 LOADED_MAX = Limits().max_running + Config().engine.idle_runs_max
-
-
-@step
-async def increment(i: int) -> int:
-    return i + 1
-
-
-@task
-async def one(i: int) -> int:
-    return await increment(i)
 
 
 @task
@@ -42,17 +35,7 @@ async def sleeper(i: int) -> int:
 later = one.options(delay=HOURS)
 
 
-class Beside:
-    """An open application, for the workload W1."""
-
-    def __init__(self, app: Durable) -> None:
-        self._app = app
-
-    async def run(self, body: str, argument: int) -> int:
-        return await (await self._app.start(one, argument)).wait()
-
-
-async def fill(directory: Path, count: int) -> Figures:
+async def fill(place: Place, count: int) -> Figures:
     """Start the runs; until all of them are asleep, none waits for a slot, and the log is flushed."""
     numbers = iter(range(count))
     samples: list[str] = []
@@ -83,7 +66,7 @@ async def fill(directory: Path, count: int) -> Figures:
             if i % (count // SAMPLES) < 2:  # one that has not begun, and a sleeper
                 samples.append(handle.run_id)
 
-    async with Durable(directory / "asleep") as app:
+    async with application(place.named("full")) as app:
         with Peak() as peak:
             began = perf_counter()
             watching = asyncio.create_task(watch(app))
@@ -95,24 +78,39 @@ async def fill(directory: Path, count: int) -> Figures:
             await calm(app)
         assert (await app.stats()).loaded <= LOADED_MAX, await app.stats()
         await check(app, samples)
-        (directory / "samples.json").write_text(json.dumps(samples))
+        (place.directory / "samples.json").write_text(json.dumps(samples))
     return {"start s": took, "starts put off": refused, "start peak MB": peak.above_mb}
 
 
-async def beside(directory: Path, runs: int, *, empty: bool) -> Figures:
+async def fill_with_ended(place: Place, count: int) -> Figures:
+    """Put runs that have ended into the store, as copies of one."""
+    store = place.named("full")
+    async with application(store) as app:
+        handle = await app.start(one, 0)
+        assert await handle.wait() == 1
+    took = await copy(store, handle.run_id, count)
+    (place.directory / "samples.json").write_text("[]")
+    return {"copy s": took}
+
+
+async def beside(place: Place, runs: int, *, empty: bool) -> Figures:
     """Open one of the two stores, and measure runs beside what is in it."""
+    store = place.named("empty" if empty else "full")
     began = perf_counter()
-    async with Durable(directory / ("empty" if empty else "asleep")) as app:
+    async with application(store) as app:
         opened = perf_counter() - began
         await calm(app)
         resident = resident_mb()
         assert (await app.stats()).loaded <= LOADED_MAX, await app.stats()
-        peer = Beside(app)
+        peer = Local(app)
         assert await peer.run("one", 0) == 1
-        figures = await one_after_another(peer, runs)
+        figures = {"W1 p50 ms": (await one_after_another(peer, runs))["p50 ms"]}
+        if place.url:
+            async with application(store, execute=False) as client:
+                figures["claimed p50 ms"] = (await one_after_another(Local(client), runs))["p50 ms"]
         if not empty:
-            await check(app, json.loads((directory / "samples.json").read_text()))
-    return {"open s": opened, "MB": resident, "p50 ms": figures["p50 ms"]}
+            await check(app, json.loads((place.directory / "samples.json").read_text()))
+    return {"open s": opened, "MB": resident, **figures}
 
 
 async def calm(app: Durable) -> None:
@@ -134,7 +132,7 @@ async def check(app: Durable, samples: list[str]) -> None:
         assert info.status is (Status.RUNNING if info.task_name == sleeper.name else Status.READY), info
 
 
-async def measure(workload: str, directory: Path, count: int) -> Figures:
-    if workload == "asleep-fill":
-        return await fill(directory, count)
-    return await beside(directory, count, empty=workload == "asleep-empty")
+async def measure(workload: str, place: Place, count: int) -> Figures:
+    if workload.endswith("fill"):
+        return await (fill if workload == "asleep-fill" else fill_with_ended)(place, count)
+    return await beside(place, count, empty=workload.endswith("empty"))

@@ -18,12 +18,13 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import durable
 from benchmarks.memory import Peak
+from benchmarks.peers.durable import application
+from benchmarks.place import Place
 from benchmarks.workloads import Figures, latency
 from durable import Child, Durable, Handle, chain, task
 from durable.tasks.task import Task
@@ -164,7 +165,7 @@ async def mix(app: Durable, parents: int, others: int) -> Figures:
     return {"executions/s": (parents * OF_PARENT + others * (OF_CHAIN + OF_LOOP)) / took}
 
 
-async def measure(workload: str, directory: Path, count: int) -> Figures:
+async def measure(workload: str, place: Place, count: int) -> Figures:
     measures: dict[str, Callable[[Durable], Awaitable[Figures]]] = {
         "W4r": lambda app: many_children(app, count),
         "family": lambda app: in_turn(app, family, count, lambda i: 2 * (i + 1)),
@@ -175,5 +176,5 @@ async def measure(workload: str, directory: Path, count: int) -> Figures:
         "returned": lambda app: very_many_children(app, returning, count),
         "awaited": lambda app: very_many_children(app, awaiting, count),
     }
-    async with Durable(directory / "store") as app:
+    async with application(place) as app:
         return await measures[workload](app)

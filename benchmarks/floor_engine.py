@@ -1,7 +1,8 @@
 """The floor: the least that deserves the name of a durable engine, to see what Python can reach.
 
-A log with a checksum on each record, group commit in a writer thread, and recorded results handed back on recovery. It has no queries,
-no limits, no retries, no keys, no cancellation and no checks: a yardstick, not a product.
+A log with a checksum on each record, group commit in a writer thread, and recorded results handed back on recovery; or, with
+`benchmarks.floor_table`, a table in PostgreSQL instead of the log. It has no queries, no limits, no retries, no keys, no cancellation and
+no checks: a yardstick, not a product.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import queue
 import struct
 import threading
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 HEADER = struct.Struct("<II")  # length, CRC-32
 Record = dict[str, Any]
 Batch = tuple[list[bytes], list["asyncio.Future[None]"]]
+
+
+class Appends(Protocol):
+    def append(self, record: Record) -> asyncio.Future[None]:
+        """Return a future that resolves when the record is durable."""
+        ...
 
 
 class Log:
@@ -119,8 +126,8 @@ async def child(body: str, argument: int) -> Any:
 class Engine:
     """Runs bodies; after `recover()` those that had not ended go on."""
 
-    def __init__(self, path: Path, bodies: dict[str, Body]) -> None:
-        self.log = Log(path)
+    def __init__(self, log: Appends, bodies: dict[str, Body]) -> None:
+        self.log = log
         self._bodies = bodies
         self._started = 0
         self.tasks: dict[str, asyncio.Task[Any]] = {}
@@ -137,9 +144,9 @@ class Engine:
         """Return the run's result when its end is durable."""
         return await self.tasks.pop(run_id)
 
-    def recover(self) -> None:
+    def recover(self, records: Iterable[Record]) -> None:
         opened: dict[str, tuple[str, int, dict[int, Any]]] = {}
-        for record in self.log.replay():
+        for record in records:
             match record:
                 case {"run": run_id, "body": body, "argument": argument}:
                     opened[run_id] = (body, argument, {})

@@ -1,7 +1,8 @@
 """The limits: what the disk and the event loop can do with nothing above them.
 
 `raw_inline` appends 200 bytes and calls fdatasync; `raw_thread` does so in a thread and comes back to the event loop, which is the
-least that an engine which never blocks the loop can pay for one durable step.
+least that an engine which never blocks the loop can pay for one durable step. `raw_commit` inserts 200 bytes into PostgreSQL and
+commits, on one connection.
 """
 
 from __future__ import annotations
@@ -14,16 +15,23 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks.place import Place
 from benchmarks.workloads import Figures, latency
 
 RECORD = b"x" * 200
 TASKS = 20_000
 
 
-async def measure(peer: str, workload: str, directory: Path, count: int) -> Figures:
+async def measure(peer: str, workload: str, place: Place, count: int) -> Figures:
     if workload == "units":
-        return {"F": await syncs_a_second(directory, count), "T": await tasks_a_second()}
-    seconds = await (inline if peer == "raw_inline" else through_thread)(directory, count)
+        units = {"F": count / sum(await inline(place.directory, count)), "T": await tasks_a_second()}
+        return units | ({"C": count / sum(await commits(place.url, count))} if place.url else {})
+    ways: dict[str, Callable[[], Awaitable[list[float]]]] = {
+        "raw_inline": lambda: inline(place.directory, count),
+        "raw_thread": lambda: through_thread(place.directory, count),
+        "raw_commit": lambda: commits(place.url, count),
+    }
+    seconds = await ways[peer]()
     return latency(seconds) if workload == "W1" else {"steps/s": count / sum(seconds)}
 
 
@@ -70,8 +78,16 @@ async def through_thread(directory: Path, count: int) -> list[float]:
     return await timed(count, append)
 
 
-async def syncs_a_second(directory: Path, count: int) -> float:
-    return count / sum(await inline(directory, count))
+async def commits(url: str, count: int) -> list[float]:
+    import psycopg  # not needed for the others
+
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute("CREATE TABLE IF NOT EXISTS raw (number bigserial PRIMARY KEY, record bytea NOT NULL)")
+
+        async def append() -> None:
+            await connection.execute("INSERT INTO raw (record) VALUES (%s)", (RECORD,), prepare=True)
+
+        return await timed(count, append)
 
 
 async def tasks_a_second() -> float:

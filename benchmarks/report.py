@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -72,6 +73,7 @@ class Found:
 
     systems: list[str]
     rounds: int
+    headings: dict[str, str] = field(default_factory=lambda: HEADINGS)
     figures: dict[tuple[int, str, str], Figures] = field(default_factory=dict)
     _units: dict[int, Figures] = field(default_factory=dict)
 
@@ -87,6 +89,16 @@ class Found:
     def unit(self, name: str) -> float:
         return median(figures[name] for figures in self._units.values())
 
+    def median(self, workload: str, system: str, name: str) -> float | None:
+        values = self.values(workload, system, name).values()
+        return median(values) if values else None
+
+    def ratio(self, workload: str, name: str, peer: str) -> float | None:
+        """Of `durable` to this peer: the median of the rounds' own ratios."""
+        mine, theirs = self.values(workload, "durable", name), self.values(workload, peer, name)
+        both = [mine[n] / theirs[n] for n in mine.keys() & theirs.keys() if theirs[n]]
+        return median(both) if both else None
+
     def values(self, workload: str, system: str, name: str) -> dict[int, float]:
         return {
             number: figures[name]
@@ -100,14 +112,13 @@ def number(value: float) -> str:
 
 
 def ratio(found: Found, workload: str, name: str, peer: str) -> str:
-    mine, theirs = found.values(workload, "durable", name), found.values(workload, peer, name)
-    both = [mine[n] / theirs[n] for n in mine.keys() & theirs.keys() if theirs[n]]
-    return f"{median(both):.3g}" if both else ""
+    value = found.ratio(workload, name, peer)
+    return "" if value is None else f"{value:.3g}"
 
 
 def table(found: Found) -> str:
     peers = [s for s in found.systems if s not in ("durable", "raw_inline")] if "durable" in found.systems else []
-    head = ["", *(HEADINGS[s] for s in found.systems), *(f"durable : {HEADINGS[s]}" for s in peers)]
+    head = ["", *(found.headings[s] for s in found.systems), *(f"durable : {found.headings[s]}" for s in peers)]
     lines = [head, ["--", *["--:"] * (len(head) - 1)]]
     for workload, name in ROWS:
         columns = [found.values(workload, system, name) for system in found.systems]
@@ -117,10 +128,10 @@ def table(found: Found) -> str:
     return formatted(lines)
 
 
-def table_alone(found: Found) -> str:
+def table_alone(found: Found, rows: Sequence[tuple[str, str]] = ROWS_ALONE) -> str:
     """What `durable` has to itself."""
     lines = [["", HEADINGS["durable"]], ["--", "--:"]]
-    for workload, name in ROWS_ALONE:
+    for workload, name in rows:
         if values := found.values(workload, "durable", name):
             lines.append([f"{workload}, {name}", number(median(values.values()))])
     return formatted(lines)
@@ -148,7 +159,7 @@ def units(found: Found) -> str:
 
 
 def page(found: Found, counts: dict[str, int]) -> str:
-    """The text of docs/benchmarks.md."""
+    """The text of docs/benchmarks.md, as far as it is of the store in a directory."""
     versions = {"durable": importlib.metadata.version("durable"), "DBOS": importlib.metadata.version("dbos")}
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     fewer = int(counts["W4c"] * SHARES["W4c", "dbos"])

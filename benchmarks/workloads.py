@@ -14,11 +14,11 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
 from benchmarks.effects import RECORDED, STEPS, effects
+from benchmarks.place import Place
 
 CONCURRENCY = 100
 FULL = {"W1": 500, "W2": 2_000, "W3": 2_000, "W4s": 1_000, "W4c": 1_000, "W5": 1_000}
@@ -40,6 +40,22 @@ ASLEEP_QUEUED_MAX = (
 )
 ASLEEP_RUNS = 500  # one after another, beside those that sleep, after each opening
 RESULT_OF_TEN = sum(range(STEPS))
+#: What `durable` has to itself on PostgreSQL: `benchmarks.executors`, and stores that hold much.
+FULL_POSTGRES = {
+    **FULL,
+    **{name: FULL_FAMILIES[name] for name in ("W4r", "family")},
+    "elsewhere": 300, "idle": 20, "scale-1": 3_000, "scale-2": 3_000, "scale-4": 3_000, "scale-2-servers": 3_000,
+    "asleep": 100_000, "ended": 1_000_000,
+}  # fmt: skip
+QUICK_POSTGRES = {
+    **QUICK,
+    **{name: QUICK_FAMILIES[name] for name in ("W4r", "family")},
+    "elsewhere": 50, "idle": 6, "scale-1": 600, "scale-2": 600, "scale-4": 600, "scale-2-servers": 600,
+    "asleep": 8_000, "ended": 50_000,
+}  # fmt: skip
+OPENINGS_POSTGRES, RUNS_POSTGRES = 3, 200  # the same of `asleep` and `ended` on PostgreSQL
+#: Of the executors of W5 on PostgreSQL; else the lease is as it comes.
+LEASE_SECONDS = 2.0
 
 Figures = dict[str, float]
 
@@ -64,7 +80,7 @@ class Peer(Runner, Protocol):
         ...
 
 
-Open = Callable[[Path], AbstractAsyncContextManager[Peer]]
+Open = Callable[[Place], AbstractAsyncContextManager[Peer]]
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -109,9 +125,9 @@ async def in_one_run(peer: Peer, body: str, count: int, unit: str) -> Figures:
     return {f"{unit}/s": count / took}
 
 
-async def until_killed(peer: Peer, count: int, directory: Path) -> Figures:
+async def until_killed(peer: Peer, count: int, place: Place) -> Figures:
     run_ids = await asyncio.gather(*(peer.begin(i) for i in range(count)))
-    (directory / "run_ids.json").write_text(json.dumps(run_ids))
+    (place.directory / "run_ids.json").write_text(json.dumps(run_ids))
     while effects.blocked < count:
         await asyncio.sleep(0.01)
     print("READY", flush=True)
@@ -127,7 +143,7 @@ async def undisturbed(peer: Peer, count: int) -> Figures:
     return {"undisturbed s": took}
 
 
-async def measure(opened: Open, workload: str, directory: Path, count: int) -> Figures:
+async def measure(opened: Open, workload: str, place: Place, count: int) -> Figures:
     """Run one workload on one peer; the warm-up is not measured."""
     plain: dict[str, Callable[[Peer], Awaitable[Figures]]] = {
         "W1": lambda peer: one_after_another(peer, count),
@@ -136,23 +152,25 @@ async def measure(opened: Open, workload: str, directory: Path, count: int) -> F
         "W4s": lambda peer: in_one_run(peer, "fan", count, "steps"),
         "W4c": lambda peer: in_one_run(peer, "children", count, "children"),
         "W5-undisturbed": lambda peer: undisturbed(peer, count),
-        "W5-crash": lambda peer: until_killed(peer, count, directory),
+        "W5-crash": lambda peer: until_killed(peer, count, place),
     }
+    if workload.startswith("W5"):
+        place = place.having(lease_seconds=LEASE_SECONDS)
     if workload == "W5-recover":
-        return await recover(opened, directory)
+        return await recover(opened, place)
     if workload == "W5-crash":
-        effects.open(directory / "effects", block=True)
-    async with opened(directory) as peer:
+        effects.open(place.directory / "effects", block=True)
+    async with opened(place) as peer:
         assert await peer.run("one", 0) == 1
         return await plain[workload](peer)
 
 
-async def recover(opened: Open, directory: Path) -> Figures:
+async def recover(opened: Open, place: Place) -> Figures:
     """Time from the moment at which everything is imported until every run has ended."""
-    effects.open(directory / "effects", block=False)
-    run_ids = json.loads((directory / "run_ids.json").read_text())
+    effects.open(place.directory / "effects", block=False)
+    run_ids = json.loads((place.directory / "run_ids.json").read_text())
     began = perf_counter()
-    async with opened(directory) as peer:
+    async with opened(place) as peer:
         results = await peer.recovered(run_ids)
         took = perf_counter() - began
         assert results == [RESULT_OF_TEN] * len(run_ids), results[:10]

@@ -1,15 +1,15 @@
-"""DBOS on SQLite, as its own documentation sets it up."""
+"""DBOS on SQLite or on PostgreSQL, as its own documentation sets it up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from dbos import DBOS, DBOSConfig
 
 from benchmarks.effects import RECORDED, STEPS, effects
+from benchmarks.place import Place
 
 ended = 0  # bodies of `ten` that have ended in this process
 
@@ -86,10 +86,10 @@ class Dbos:
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Dbos]:
+async def opened(place: Place) -> AsyncIterator[Dbos]:
     config: DBOSConfig = {
         "name": "benchmark",
-        "system_database_url": f"sqlite:///{directory / 'dbos.sqlite'}",
+        "system_database_url": place.url or f"sqlite:///{place.directory / 'dbos.sqlite'}",
         "application_version": "1",
         "log_level": "CRITICAL",
     }

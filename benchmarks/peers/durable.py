@@ -1,14 +1,15 @@
-"""`durable` itself, through its public names only, with its settings as they come."""
+"""`durable` itself, through its public names only, with its settings as they come but for those of the place."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from benchmarks.effects import RECORDED, STEPS, effects
-from durable import Durable, step, task
+from benchmarks.place import Place
+from durable import Config, Durable, step, task
+from durable.config import PostgresSettings
 
 
 @step
@@ -63,6 +64,11 @@ async def ten(run: int) -> int:
 TASKS = {"one": one, "sequence": sequence, "fan": fan, "children": children, "five": five}
 
 
+def application(place: Place, *, execute: bool = True) -> Durable:
+    target = place.url or place.directory / "store"
+    return Durable(target, config=Config(postgres=PostgresSettings(**place.settings)), execute=execute)
+
+
 class Local:
     def __init__(self, app: Durable) -> None:
         self._app = app
@@ -80,6 +86,6 @@ class Local:
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Local]:
-    async with Durable(directory / "store") as app:
+async def opened(place: Place) -> AsyncIterator[Local]:
+    async with application(place) as app:
         yield Local(app)

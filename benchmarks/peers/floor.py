@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from benchmarks.effects import RECORDED, STEPS, effects
-from benchmarks.floor_engine import Engine, child, step
+from benchmarks.floor_engine import Engine, Log, child, step
+from benchmarks.place import Place
 
 
 @step
@@ -74,7 +74,15 @@ class Floor:
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Floor]:
-    engine = Engine(directory / "floor.log", BODIES)
-    engine.recover()
+async def opened(place: Place) -> AsyncIterator[Floor]:
+    if place.url:
+        from benchmarks.floor_table import Table  # psycopg is not needed for the other one
+
+        table = await Table.open(place.url)
+        engine = Engine(table, BODIES)
+        engine.recover(await table.replay())
+    else:
+        log = Log(place.directory / "floor.log")
+        engine = Engine(log, BODIES)
+        engine.recover(log.replay())
     yield Floor(engine)

@@ -17,7 +17,7 @@ from durable.engine.entry import Entry
 from durable.engine.pipeline import RETRY_SECONDS
 from durable.engine.residence import Residence
 from durable.engine.table import Table
-from durable.errors import DurableError, RepositoryUnavailableError
+from durable.errors import DurableError
 from durable.store.shared import Held, SharedStore
 
 logger = logging.getLogger("durable.engine")
@@ -38,6 +38,8 @@ class HoldingTable(Table):
         self._shared = store
         #: Runs that are being let go of: nobody holds them as soon as that is done.
         self._leaving: dict[str, int] = {}
+        #: All that a task is letting go of, since it began.
+        self._parting: set[str] = set()
         self._freed: Callable[[], None] = lambda: None
         self._releasing: asyncio.Task[None] | None = None
 
@@ -72,6 +74,8 @@ class HoldingTable(Table):
 
     async def take(self, run_ids: Sequence[str]) -> list[Entry]:
         """Take hold of those of these runs that nobody holds."""
+        while self._releasing is not None and not self._parting.isdisjoint(run_ids):
+            await asyncio.wait((self._releasing,))  # until then they are this process's own, and cannot be taken
         entries = [self._place(held, owned=True) for held in await self._shared.take(run_ids)]
         for entry in entries:
             if entry.run.closed:
@@ -117,6 +121,7 @@ class HoldingTable(Table):
         """Let others have the run."""
         if entry.owned and entry.run.seq:
             self._leaving[entry.run.run_id] = entry.epoch
+            self._parting.add(entry.run.run_id)
             if self._releasing is None:
                 self._releasing = asyncio.create_task(self._release(), name="durable-release")
 
@@ -127,15 +132,13 @@ class HoldingTable(Table):
                 leaving, self._leaving = self._leaving, {}
                 try:
                     await self._shared.release(leaving.items())
-                except RepositoryUnavailableError:
+                except DurableError as error:  # they stay this process's as long as it renews its lease: it has to try again
+                    logger.warning("%d runs cannot be let go of now: %s", len(leaving), error)
                     self._leaving = {**leaving, **self._leaving}
                     await asyncio.sleep(RETRY_SECONDS)
-        except DurableError as error:
-            logger.error(
-                "runs cannot be let go of, others take them when the lease of this process has passed: %s", error
-            )
         finally:
             self._releasing = None
+            self._parting.clear()
         self._freed()
 
     async def released(self) -> None:

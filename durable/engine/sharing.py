@@ -23,7 +23,7 @@ from durable.engine.lifecycle import Lifecycle
 from durable.engine.mailbox import Mailbox
 from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
-from durable.errors import DurableError, HistoryLimitError, LimitError, TransitionError
+from durable.errors import DurableError, HistoryLimitError, LimitError, RepositoryUnavailableError, TransitionError
 from durable.events.hub import Hub
 from durable.store.shared import Notice, Parcel, SharedStore
 
@@ -133,7 +133,14 @@ class Sharing:
         message = Message(run_id, command, token)
         event = self._heard.setdefault(run_id, asyncio.Event())
         try:
-            for error in await self.store.write([Parcel((), self.number(), messages=[message])]):
+            parcel = Parcel((), self.number(), messages=[message])
+            try:
+                outcomes = await self.store.write([parcel])
+            except (
+                RepositoryUnavailableError
+            ):  # as a rule a connection that was idle while the server was away; the parcel counts once
+                outcomes = await self.store.write([parcel])
+            for error in outcomes:
                 if error is not None:
                     raise error
             self._claims.mail()
