@@ -22,6 +22,7 @@ from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
+from durable.store.shared import is_shared
 from durable.tasks.handle import Event, Handle, RunInfo
 from durable.tasks.host import current_identity, current_scope, enter_host, leave_host
 from durable.tasks.task import Task
@@ -96,7 +97,7 @@ class Durable:
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
-        if not execute and not hasattr(store, "claim"):  # isinstance would read properties of a store that is not open
+        if not execute and not is_shared(store):
             raise ConfigError(
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
@@ -155,7 +156,9 @@ class Durable:
         """Start a run; durable when it returns.
 
         With `connection=` (a psycopg `AsyncConnection` to the store's database, in a transaction) it comes into being when the caller
-        commits that transaction, and not at all if the caller does not. A task with a parameter of that name gets it as an argument.
+        commits that transaction, and not at all if the caller does not. Where none is open one is begun, which the caller has to
+        commit, but a connection in autocommit is refused (`ConfigError`). A key that another open transaction has used is waited for;
+        used twice in one transaction it raises `ConflictError`. A task with a parameter of that name gets it as an argument.
 
         Raises `ValidationError`, `ConflictError`, `RefusedError`, `NotStorableError`, `StorageError`.
         """

@@ -12,14 +12,14 @@ from durable.cli.reasons import Facts, reasons
 from durable.cli.target import find_run, opened
 from durable.cli.terminal import escaped
 from durable.clock import SYSTEM_CLOCK
-from durable.store.shared import SharedStore
+from durable.store.shared import is_shared
 
 
 async def why(args: Namespace) -> int:
     """Say what a run does or waits for."""
     async with opened(args) as store:
         run = await find_run(store, args.run, args)
-        placement = await store.placement(run.run_id) if isinstance(store, SharedStore) else None
+        placement = await store.placement(run.run_id) if is_shared(store) else None
         records = await store.history(run.run_id)
         run = await store.find(run.run_id) or run
         family = await Family.of(store, run, records)

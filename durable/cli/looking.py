@@ -36,7 +36,7 @@ from durable.core.records import Kind, Record
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.store.base import Store
-from durable.store.shared import SharedStore
+from durable.store.shared import is_shared
 from durable.tasks.handle import to_event
 
 #: How often a followed store is asked whether its files changed, and after how many such looks it is read in any case.
@@ -253,7 +253,7 @@ async def _by_notice(args: Namespace) -> AsyncGenerator[Store]:
     async with opened(args) as store:
         heard = asyncio.Event()
         poll_seconds = FOLLOW_SECONDS
-        if isinstance(store, SharedStore):
+        if is_shared(store):
             store.listen(lambda notice: heard.set())
             poll_seconds = store.poll_seconds
         while True:

@@ -19,7 +19,7 @@ from durable.cli.target import Target, check_there
 from durable.cli.terminal import clipped, counted, escaped
 from durable.config import Config, Limits
 from durable.errors import ConfigError
-from durable.store.shared import SharedStore
+from durable.store.shared import is_shared
 from durable.tasks.registry import all_tasks
 
 TASKS_CHARACTERS_MAX = 400
@@ -85,7 +85,7 @@ def _target(args: Namespace, config: Config) -> tuple[str, str]:
 def _ready(app: Durable, store_name: str) -> str:
     names = sorted(f"{task.name} {task.version}" if task.version else task.name for task in all_tasks())
     store = app.store
-    ids = [shard.executor_id for shard in store.shards] if isinstance(store, SharedStore) else []
+    ids = [shard.executor_id for shard in store.shards] if is_shared(store) else []
     executor = f", as executor {', '.join(ids)}" if ids else ""
     tasks = clipped(escaped(", ".join(names)), TASKS_CHARACTERS_MAX)
     return (

@@ -45,7 +45,7 @@ from durable.errors import (
 )
 from durable.events.hub import Hub
 from durable.store.base import Store
-from durable.store.shared import SharedStore
+from durable.store.shared import is_shared
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
@@ -159,7 +159,7 @@ class Engine:
         on_new_task(task_defined)
 
     def _share(self) -> Sharing | None:
-        if isinstance(self._store, SharedStore):
+        if is_shared(self._store):
             return Sharing(self._store, self._hub, self._clock, self._entropy, execute=self._execute)
         return None
 

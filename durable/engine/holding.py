@@ -132,7 +132,9 @@ class HoldingTable(Table):
                 leaving, self._leaving = self._leaving, {}
                 try:
                     await self._shared.release(leaving.items())
-                except DurableError as error:  # they stay this process's as long as it renews its lease: it has to try again
+                except (
+                    DurableError
+                ) as error:  # they stay this process's as long as it renews its lease: it has to try again
                     logger.warning("%d runs cannot be let go of now: %s", len(leaving), error)
                     self._leaving = {**leaving, **self._leaving}
                     await asyncio.sleep(RETRY_SECONDS)

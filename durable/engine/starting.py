@@ -28,7 +28,7 @@ from durable.engine.scheduler import Scheduler
 from durable.engine.table import Table
 from durable.errors import ConfigError, ConflictError, LeaseLostError, RepositoryUnavailableError, ValidationError
 from durable.store.base import Store
-from durable.store.shared import Parcel, SharedStore
+from durable.store.shared import Parcel, is_shared
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
 from durable.tasks.registry import find_task
@@ -85,7 +85,7 @@ class Starter:
         self, connection: object, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any]
     ) -> tuple[str, str | None]:
         """Start a run in the caller's transaction: it is there, and others find it, once the caller has committed."""
-        if not isinstance(self._store, SharedStore):
+        if not is_shared(self._store):
             raise ConfigError("start(connection=...) needs a PostgreSQL store", key="connection")
         self._store.admit()
         create = await self.prepare(task, options, arguments)

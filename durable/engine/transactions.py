@@ -11,7 +11,7 @@ from typing import Any
 
 from durable.errors import ConfigError, RepositoryUnavailableError, StepContextError
 from durable.store.base import Store
-from durable.store.shared import SharedStore
+from durable.store.shared import is_shared
 
 
 class StepTransaction:
@@ -45,7 +45,7 @@ class StepTransaction:
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[Any]:
         """A block on the step's connection; what it wrote is undone where an exception leaves it."""
-        if not isinstance(self._store, SharedStore):
+        if not is_shared(self._store):
             raise ConfigError(
                 "ctx.transaction() needs a PostgreSQL store: elsewhere there is no transaction to share with the record",
                 key="target",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from durable.core.messages import Answer, Message
 from durable.core.records import Record
@@ -102,7 +102,6 @@ class Placement(NamedTuple):
     executors: int
 
 
-@runtime_checkable
 class SharedStore(Store, Protocol):
     """A `Store` that several processes have open at once. Times of leases are those of the store, not of this machine."""
 
@@ -220,3 +219,8 @@ class SharedStore(Store, Protocol):
     def poll_seconds(self) -> float:
         """How long to wait at most before looking without a notice."""
         ...
+
+
+def is_shared(store: Store) -> TypeGuard[SharedStore]:
+    """Whether several processes may have the store open at once."""
+    return hasattr(store, "claim")

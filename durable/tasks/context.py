@@ -236,7 +236,9 @@ class Context(Generic[E_co]):
         """In a step: `async with ctx.transaction() as connection:` gives a psycopg `AsyncConnection` to the store's database.
 
         What is written on it becomes durable together with the record of the step: exactly once, whatever crashes. An exception
-        that leaves the block undoes what the block wrote; a step that fails undoes all. Do not commit on it.
+        that leaves the block undoes what the block wrote; a step that fails undoes all. Where the database goes away meanwhile, the
+        step is run again, which counts as no try of its own, ten times at most once it had begun to write. Leave COMMIT and ROLLBACK
+        to durable: a step that says one fails with `StepContextError`, and what it committed stays without the record.
         Raises `ConfigError` for a store that is not in PostgreSQL, `StepContextError` outside of a step.
         """
         return self._backing.transaction()

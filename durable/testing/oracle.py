@@ -28,6 +28,9 @@ class SimulationError(AssertionError):
 class Oracle:
     """What the world outside of the engine knows."""
 
+    #: Tells what is wrong between runs of one family.
+    family_faults = staticmethod(family_faults)
+
     def __init__(self) -> None:
         #: Records that are durable for sure, because a commit returned or a store showed them.
         self.known: dict[str, list[Record]] = {}
@@ -116,7 +119,7 @@ class Oracle:
         histories = {run_id: await store.history(run_id) for run_id in runs}
         for run_id, run in runs.items():
             self._inspect_run(run, histories[run_id])
-        for fault in family_faults(runs, histories):
+        for fault in self.family_faults(runs, histories):
             self.blame(fault)
         for run_id, what, holds in self.promises:
             if run_id in histories and not holds(histories[run_id]):

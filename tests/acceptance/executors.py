@@ -19,7 +19,7 @@ from durable import Durable
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Kind, Record
 from durable.core.run import Run, fold
-from durable.store.shared import SharedStore
+from durable.store.shared import SharedStore, is_shared
 from tests.acceptance.executors_worker import settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,7 +204,7 @@ class Place:
 
 def store_of(app: Durable) -> SharedStore:
     store = app.engine.store
-    assert isinstance(store, SharedStore)
+    assert is_shared(store)
     return store
 
 
