@@ -5,6 +5,7 @@ Law: from the moment at which the record is staged, the connection is the pipeli
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -17,10 +18,13 @@ from durable.store.shared import is_shared
 class StepTransaction:
     """The transaction of one try of a step; none is open before `enter` is first used."""
 
+    __slots__ = ("_opening", "_run_id", "_stack", "_store", "connection", "unreached")
+
     def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
         self._run_id = run_id
-        self._stack = AsyncExitStack()
+        self._stack: AsyncExitStack | None = None
+        self._opening: asyncio.Lock | None = None
         #: The open transaction's connection.
         self.connection: Any = None
         #: Whether the database could not be reached.
@@ -50,16 +54,21 @@ class StepTransaction:
                 "ctx.transaction() needs a PostgreSQL store: elsewhere there is no transaction to share with the record",
                 key="target",
             )
-        if self.connection is None:
-            try:
-                self.connection = await self._stack.enter_async_context(self._store.borrow(self._run_id))
-            except RepositoryUnavailableError:
-                self.unreached = True
-                raise
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:  # blocks that begin at once share the one connection
+            if self.connection is None:
+                stack = self._stack = AsyncExitStack()
+                try:
+                    self.connection = await stack.enter_async_context(self._store.borrow(self._run_id))
+                except RepositoryUnavailableError:
+                    self.unreached = True
+                    raise
         async with self.connection.transaction():  # a savepoint
             yield self.connection
 
     async def end(self) -> None:
         """Give the connection back; what is not committed is undone."""
         self.connection = None
-        await self._stack.aclose()
+        if self._stack is not None:
+            await self._stack.aclose()
