@@ -150,7 +150,8 @@ class PostgresSettings:
     Arguments:
         schema: the schema that holds the tables; several stores may share a database.
         lease_seconds: how long the runs of an executor stay its own after it was last heard of. It is heard of three times as often.
-        poll_seconds: how often an executor looks for work, and a waiting handle at its run, when no notice comes.
+        poll_seconds: about how often an executor looks for work (half as often for messages), and a waiting handle at its run, when no
+            notice comes.
         notify: `listen` (notices by LISTEN and NOTIFY) or `poll` (none: for servers without them, or behind a pooler of transactions).
         connections_max: most connections of one process, besides one that writes and one that listens.
         connect_seconds: how long to try to reach a server.
