@@ -22,7 +22,7 @@ import pytest
 from durable import Durable, Handle, RunCancelledError, Status, TransitionError
 from durable.core.ids import family_of
 from durable.errors import RepositoryUnavailableError
-from durable.store.postgres.sharded import ShardedStore
+from durable.store.postgres.shards.store import ShardedStore
 from tests.acceptance import executors_worker as shapes
 from tests.acceptance.executors import ROOT, Executor, Place, all_runs, closed, judge, until
 from tests.acceptance.shards_worker import store_of_all

@@ -32,7 +32,7 @@ from durable.core.run import Run, apply, fold
 from durable.core.status import Status
 from durable.errors import DurableError
 from durable.store import LocalStore, MemoryStore, PostgresStore, Store
-from durable.store.postgres.sharded import ShardedStore
+from durable.store.postgres.shards.store import ShardedStore
 from tests.store.fate import COMMANDS, FAILURE, PATHS, payload, text
 from tests.store.lockstep import DifferenceError, Lockstep, pattern
 from tests.support.pgserver import PostgresServer

@@ -25,13 +25,13 @@ from durable.errors import ConfigError, DurableError, RepositoryUnavailableError
 from durable.store.base import StoreHealth, Unit
 from durable.store.postgres.apart import Apart
 from durable.store.postgres.claims import Claims
-from durable.store.postgres.membership import Membership
 from durable.store.postgres.migrations import migrate, verify
 from durable.store.postgres.notices import Notices
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
-from durable.store.postgres.sharded import ShardedStore
+from durable.store.postgres.shards.membership import Membership
+from durable.store.postgres.shards.store import ShardedStore
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes

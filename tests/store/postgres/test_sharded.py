@@ -16,8 +16,8 @@ from durable.core.messages import Answer, Message
 from durable.core.query import RunFilter
 from durable.errors import ConfigError, StoreMismatchError
 from durable.store import PostgresStore, Store
-from durable.store.postgres.membership import Stray
-from durable.store.postgres.sharded import ShardedStore
+from durable.store.postgres.shards.membership import Stray
+from durable.store.postgres.shards.store import ShardedStore
 from durable.store.shared import Notice
 from durable.testing.conformance import StoreConformance
 from durable.testing.samples import NOW, created, ids, number_of, run_id

@@ -21,7 +21,7 @@ from durable.core.query import RunFilter
 from durable.core.records import Kind, Record
 from durable.errors import RepositoryUnavailableError
 from durable.store import PostgresStore
-from durable.store.postgres.sharded import ShardedStore
+from durable.store.postgres.shards.store import ShardedStore
 from durable.store.shared import Parcel
 from durable.testing.samples import NOW
 from tests.conftest import need_postgres

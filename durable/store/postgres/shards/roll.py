@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from durable.errors import DurableError, RepositoryUnavailableError, StoreMismatchError
-from durable.store.postgres.membership import Membership
+from durable.store.postgres.shards.membership import Membership
 
 
 class Member(Protocol):

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Protocol
 
 from durable.errors import DurableError, RepositoryUnavailableError
-from durable.store.postgres.membership import Membership, Stray
-from durable.store.postgres.reach import Reach
+from durable.store.postgres.shards.membership import Membership, Stray
+from durable.store.postgres.shards.reach import Reach
 
 logger = logging.getLogger("durable.store")
 

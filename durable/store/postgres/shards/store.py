@@ -26,11 +26,11 @@ from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import DurableError, RepositoryUnavailableError, StorageError
 from durable.store.base import StoreHealth, Unit
-from durable.store.postgres.courier import Courier, Post
-from durable.store.postgres.fan import Fan
-from durable.store.postgres.placing import Placing
-from durable.store.postgres.reach import Reach
-from durable.store.postgres.roll import Member, call_roll, come_late
+from durable.store.postgres.shards.courier import Courier, Post
+from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.placing import Placing
+from durable.store.postgres.shards.reach import Reach
+from durable.store.postgres.shards.roll import Member, call_roll, come_late
 from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
 
 logger = logging.getLogger("durable.store")

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from durable.core.ids import family_of
 from durable.errors import RepositoryUnavailableError, StorageError
-from durable.store.postgres.placing import Placing
-from durable.store.postgres.reach import Reach
+from durable.store.postgres.shards.placing import Placing
+from durable.store.postgres.shards.reach import Reach
 
 logger = logging.getLogger("durable.store")
 
