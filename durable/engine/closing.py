@@ -95,8 +95,8 @@ class Closing:
         """The same for children that are not all on the table."""
         try:
             if self.holding is not None:
-                await self._cancel_all(entry, Cancel(reason), self.holding)
-                self.pipeline.stage(entry, Close())
+                if await self._cancel_all(entry, Cancel(reason), self.holding):
+                    self.pipeline.stage(entry, Close())
                 return
             async for run in matching(self._store, RunFilter(parent_id=entry.run.run_id, open=True)):
                 child = await patiently(partial(self._table.load, run.run_id)) if run.attached else None
@@ -108,15 +108,20 @@ class Closing:
         except DurableError as error:
             logger.debug("run %s is closed by the next process: %s", entry.run.run_id, error)
 
-    async def _cancel_all(self, entry: Entry, cancel: Cancel, holding: HoldingTable) -> None:
-        """Cancel children of which other processes may hold some, until none is left that has not ended."""
+    async def _cancel_all(self, entry: Entry, cancel: Cancel, holding: HoldingTable) -> bool:
+        """Cancel children of which other processes may hold some, until none is left that has not ended; False where others did."""
         told: set[str] = set()
         wait = FIRST_LOOK_SECONDS
         wanted = RunFilter(parent_id=entry.run.run_id, open=True, limit=PAGE)
         while left := [run.run_id async for run in matching(self._store, wanted) if run.attached and not run.ended]:
             children, elsewhere = await patiently(partial(holding.look_up, left))
+            now = await patiently(partial(self._store.find, entry.run.run_id))
+            if now is None or now.closed or not now.ended:  # it may be tried again by now, and its children with it
+                for child in children:
+                    self.let_go(child)
+                return False
             for child in children:
-                if child.parent is None:
+                if child.parent is None and entry.owned:
                     child.parent = entry  # which need not be told by a message
                 with suppress(LeaseLostError):  # another process has it since: it is looked up again
                     self.pipeline.stage(child, cancel)
@@ -129,3 +134,4 @@ class Closing:
                 self.let_go(child)
             await asyncio.sleep(wait)
             wait = min(2 * wait, LOOK_SECONDS_MAX)
+        return True

@@ -42,6 +42,8 @@ class HoldingTable(Table):
         self._parting: set[str] = set()
         self._freed: Callable[[], None] = lambda: None
         self._releasing: asyncio.Task[None] | None = None
+        #: Called with a run that nobody needs in memory any more who did.
+        self.let_go: Callable[[Entry], None] = lambda entry: None
 
     def family(self) -> str | None:
         """See `SharedStore.family`."""
@@ -51,6 +53,21 @@ class HoldingTable(Table):
         """The run, if it is held here."""
         entry = self.get(run_id)
         return entry if entry is not None and entry.owned and not entry.lost else None
+
+    async def load(self, run_id: str) -> Entry | None:
+        """See `Table.load`. What was read for somebody who no longer waits is let go: it would grow old here."""
+        try:
+            return await super().load(run_id)
+        except asyncio.CancelledError:
+            if (loading := self._loading.get(run_id)) is not None:
+                loading.add_done_callback(lambda _: self._forget(run_id))
+            else:
+                self._forget(run_id)
+            raise
+
+    def _forget(self, run_id: str) -> None:
+        if (entry := self.get(run_id)) is not None:
+            self.let_go(entry)
 
     async def _read(self, run_id: str) -> Entry | None:
         while True:
@@ -162,9 +179,11 @@ class HoldingResidence(Residence):
 
     def rest(self, entry: Entry) -> None:
         """Nothing goes on in the run now."""
-        if self._table.get(entry.run.run_id) is not entry or not self.pipeline.is_durable(entry):
+        if not self.pipeline.is_durable(entry) or entry.task is not None or entry.slot or entry.children or entry.held:
             return
-        if entry.task is not None or entry.slot or entry.children or entry.held:
+        if self._table.get(entry.run.run_id) is not entry:  # it was claimed meanwhile, and is another entry by now
+            for relative in self._table.drop(entry):
+                self.rest(relative)
             return
         if entry.owned and (entry.place or entry.identity is not None or self._is_soon(entry.run)):
             return

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 
 from durable.core.commands import Begin, Fail, Recover, Suspend, Wake
 from durable.core.memo import Memo
@@ -234,6 +235,8 @@ class Lifecycle:
             context.run(current_identity.set, identity)
         previous = entry.task
         entry.task = self._loop.create_task(self._attempt(entry, definition, record, previous), context=context)
+        # One that is cancelled before it has begun says nothing itself.
+        entry.task.add_done_callback(partial(self._over, entry))
 
     async def _attempt(
         self, entry: Entry, definition: TaskDefinition, record: Record, previous: asyncio.Task[None] | None
@@ -252,10 +255,13 @@ class Lifecycle:
         except DurableError as error:
             logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
         finally:
-            if entry.task is task:
-                entry.task = None
-                entry.execution = None
-                self._body_ended(entry)
+            self._over(entry, task)
+
+    def _over(self, entry: Entry, task: asyncio.Task[None] | None) -> None:
+        if entry.task is task and task is not None:
+            entry.task = None
+            entry.execution = None
+            self._body_ended(entry)
 
     async def _prepared(self, entry: Entry, definition: TaskDefinition, record: Record) -> Execution | None:
         """The attempt with what is on record of it."""

@@ -71,6 +71,7 @@ class Sharing:
             for number, shard in enumerate(self.store.shards)
         ]
         lifecycle.offer = self._offer
+        self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         lifecycle.ended = self.following.told
 

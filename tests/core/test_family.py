@@ -976,3 +976,9 @@ def test_a_stop_names_what_can_be_stopped() -> None:
     refused(
         lived(Begin(), Complete(b"1", 0, "function")), Suspend(), "stop its coordinator once it has begun, or cancel it"
     )
+
+
+def test_a_child_that_was_only_awaited_is_not_counted() -> None:
+    """Its end may be told late, when the body has gone on and returned other children."""
+    late = ChildEnded("c9", "title", Status.COMPLETED, b"1", counts=False)
+    assert lived(*RETURNED, late) == lived(*RETURNED)
