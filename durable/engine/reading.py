@@ -5,14 +5,20 @@ Law: every answer comes from the store, and so was durable before. A reader that
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from durable.core.query import RunFilter
 from durable.core.records import ENDS, Record
 from durable.core.run import Run
-from durable.errors import RunNotFoundError, ShuttingDownError
+from durable.engine.pipeline import RETRY_SECONDS
+from durable.errors import RunNotFoundError, ShuttingDownError, StorageError
 from durable.events.hub import Hub
 from durable.store.base import Store
+
+T = TypeVar("T")
 
 #: Runs and records that are read at once.
 PAGE = 500
@@ -44,13 +50,13 @@ class Reading:
         try:
             while True:
                 subscription.lagging = False
-                page = await self._store.history(run_id, after, PAGE)
+                page = await self._ask(after, partial(self._store.history, run_id, after, PAGE))
                 for record in page:
                     after = record.seq
                     yield record
                 if len(page) == PAGE:
                     continue
-                run = await self.find_run(run_id)
+                run = await self._ask(after, partial(self.find_run, run_id))
                 if run.ended and after >= run.seq:
                     return
                 while not subscription.lagging:
@@ -64,12 +70,22 @@ class Reading:
                             if record.kind in ENDS:
                                 return
                     if self._is_over():
-                        raise ShuttingDownError(
-                            f"the application is closing; go on from seq {after} when it is open again"
-                        )
+                        raise _closing(after)
                     await subscription.wait()
         finally:
             self._hub.unsubscribe(run_id, subscription)
+
+    async def _ask(self, after: int, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask for who follows a run; once the store can be asked."""
+        while True:
+            try:
+                return await question()
+            except StorageError as error:
+                if self._is_over():
+                    raise _closing(after) from error
+                if not error.retryable:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""
@@ -80,3 +96,7 @@ class Reading:
             found += page
             after = page[-1].run_id
         return [run for run in found if run.run_id != parent.coordinator_id]
+
+
+def _closing(after: int) -> ShuttingDownError:
+    return ShuttingDownError(f"the application is closing; go on from seq {after} when it is open again")

@@ -240,7 +240,7 @@ async def test_a_run_can_wait_for_its_own_child_with_one_slot(tmp_path: Path) ->
         nonlocal running
         running += 1
         most.append(running)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # as long as it takes to start some of them
         running -= 1
         return 1
 

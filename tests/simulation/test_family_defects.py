@@ -11,6 +11,7 @@ import pytest
 
 from durable.core.commands import Close
 from durable.core.records import Record
+from durable.engine.closing import Closing
 from durable.engine.entry import Entry
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
@@ -61,11 +62,11 @@ def _wake_nobody(patch: pytest.MonkeyPatch) -> None:
 def _close_at_once(patch: pytest.MonkeyPatch) -> None:
     """A run that has ended is closed without regard to its children."""
 
-    def close(self: Kinship, entry: Entry) -> None:
+    def close(self: Closing, entry: Entry) -> None:
         if not entry.run.closed:
             _stage(self.pipeline, entry, Close())
 
-    patch.setattr(Kinship, "close", close)
+    patch.setattr(Closing, "close", close)
 
 
 def _create_one_by_one(patch: pytest.MonkeyPatch) -> None:

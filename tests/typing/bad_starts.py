@@ -79,29 +79,29 @@ async def undecorated(n: int) -> int:
 
 
 async def starts(app: Durable) -> None:
-    await app.start(add, "1")  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(add)  # type: ignore[call-arg]  # reportCallIssue
-    await app.start(add, 1, 2, 3)  # type: ignore[call-arg]  # reportCallIssue
+    await app.start(add, "1")  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(add)  # type: ignore[call-overload]  # reportCallIssue
+    await app.start(add, 1, 2, 3)  # type: ignore[call-overload]  # reportCallIssue
     await app.start(add, 1, c=3)  # type: ignore[call-arg]  # reportCallIssue
-    await app.start(add, a="1")  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(crawl, 1)  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(crawl, "x", 2)  # type: ignore[call-arg]  # reportCallIssue
+    await app.start(add, a="1")  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(crawl, 1)  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(crawl, "x", 2)  # type: ignore[call-overload]  # reportCallIssue
     await app.start(crawl, "x", depth="2")  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(plain, 1)  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(plain_with_context, 1)  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(generator, "1")  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(undecorated, 1)  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(fetch, "x")  # type: ignore[arg-type]  # reportArgumentType
+    await app.start(plain, 1)  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(plain_with_context, 1)  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(generator, "1")  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(undecorated, 1)  # type: ignore[call-overload]  # reportArgumentType
+    await app.start(fetch, "x")  # type: ignore[call-overload]  # reportArgumentType
     await add.start("1")  # type: ignore[arg-type]  # reportArgumentType
     await add.start(1, bb=2)  # type: ignore[call-arg]  # reportCallIssue
     await add.options(key="k").start("1")  # type: ignore[arg-type]  # reportArgumentType
-    await app.start(add.options(key="k"), "1")  # type: ignore[arg-type]  # reportArgumentType
+    await app.start(add.options(key="k"), "1")  # type: ignore[call-overload]  # reportArgumentType
     await typed.start("1")  # type: ignore[arg-type]  # reportArgumentType
     fetch.start("x")  # type: ignore[attr-defined]  # reportAttributeAccessIssue
 
 
 async def contexts(app: Durable, ctx: Context, tick: Context[Tick]) -> None:
-    await app.start(crawl, ctx, "x")  # type: ignore[arg-type, call-arg]  # reportCallIssue
+    await app.start(crawl, ctx, "x")  # type: ignore[call-overload]  # reportCallIssue
     await crawl(ctx, "x")  # type: ignore[arg-type, call-arg]  # reportCallIssue
     await typed(tick, 1)  # type: ignore[arg-type, call-arg]  # reportCallIssue
     await shout(ctx, "x")  # type: ignore[arg-type, call-arg]  # reportCallIssue
@@ -128,9 +128,9 @@ async def calls() -> None:
 async def results(handle: Handle[int], app: Durable) -> None:
     text: str = await handle  # type: ignore[assignment]  # reportAssignmentType
     text = await handle.wait()  # type: ignore[assignment]  # reportAssignmentType
-    text = await (await app.start(add, 1))  # type: ignore[arg-type]  # reportAssignmentType
+    text = await (await app.start(add, 1))  # type: ignore[call-overload]  # reportAssignmentType
     print(text)
-    wrong: Handle[str] = await app.start(add, 1)  # type: ignore[arg-type]  # reportAssignmentType
+    wrong: Handle[str] = await app.start(add, 1)  # type: ignore[call-overload]  # reportAssignmentType
     print(wrong)
     await handle.wait("soon")  # type: ignore[arg-type]  # reportArgumentType
     await handle.send(1)  # type: ignore[arg-type]  # reportArgumentType
