@@ -172,7 +172,7 @@ async def test_frozen_for_longer_than_the_lease(server: PostgresServer, tmp_path
         freeze: Callable[[], None] = proxy.freeze if what == "network" else lambda: signal_all(server, signal.SIGSTOP)
         thaw: Callable[[], None] = proxy.thaw if what == "network" else lambda: signal_all(server, signal.SIGCONT)
         async with working(url, notes, 0.2) as client:
-            lingers = [await client.app.start(lingering, 3 * LEASE) for _ in range(4)]
+            lingers = [await client.app.start(lingering, 20 * LEASE) for _ in range(4)]
             await until_noted(notes, "X", lingers)
             await asyncio.sleep(0.5)
             frozen = time.monotonic()
