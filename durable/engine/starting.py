@@ -193,7 +193,12 @@ class Starter:
             return None
         creating = self._creating.get((create.user, create.key))
         if creating is not None:
-            await self._pipeline.durable(creating)
+            try:
+                await self._pipeline.durable(creating)
+            except (ConflictError, LeaseLostError):
+                if self.holding is None:
+                    raise
+                # It did not come into being here: another process may have been quicker.
         existing = await self._store.find_key(create.user, create.key)
         if existing is not None:
             require_same(create, existing.run_id, existing.task, existing.fingerprint)

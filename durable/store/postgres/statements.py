@@ -193,6 +193,10 @@ _KNOWN = "known AS (SELECT * FROM unnest(%(tasks)b::text[], %(versions)b::text[]
 #: Nobody has sent it a message: what it is told comes before what it would go on with, so `MAIL` brings it.
 #: Asked run by run, in the order of the queue: as a join it might be made of all runs first.
 _UNTOLD = "(SELECT m.message_id FROM {s}.messages m WHERE m.run_id = r.run_id LIMIT 1) IS NULL"
+#: Its parent has not just ended: it would be about to cancel it. A run that only came from that parent waits as long, too: a moment.
+_WANTED = (
+    """(SELECT p.run_id FROM {s}.runs p WHERE p.run_id = r.parent_id AND p.open AND p.ended_at IS NOT NULL) IS NULL"""
+)
 _FITS = "r.task = k.task AND (k.version IS NULL OR r.version IS NULL OR r.version = k.version)"
 _FREED = "owner = NULL, epoch = epoch + 1"
 
@@ -226,12 +230,13 @@ _TEXTS = {
         WITH {_KNOWN},
             candidates AS MATERIALIZED (
                 SELECT c.run_id, c.standing FROM known k CROSS JOIN LATERAL (
-                    SELECT r.run_id, r.standing FROM {{s}}.runs r WHERE r.owner IS NULL AND r.due <= 0 AND {_FITS} AND {_UNTOLD}
+                    SELECT r.run_id, r.standing FROM {{s}}.runs r
+                    WHERE r.owner IS NULL AND r.due <= 0 AND {_FITS} AND {_UNTOLD} AND {_WANTED}
                     ORDER BY r.standing LIMIT %(reach)s) c
                 UNION ALL
                 SELECT c.run_id, c.standing FROM known k CROSS JOIN LATERAL (
                     SELECT r.run_id, r.standing FROM {{s}}.runs r
-                    WHERE r.owner IS NULL AND r.due > 0 AND r.due <= %(now)s::float8 AND {_FITS} AND {_UNTOLD}
+                    WHERE r.owner IS NULL AND r.due > 0 AND r.due <= %(now)s::float8 AND {_FITS} AND {_UNTOLD} AND {_WANTED}
                     ORDER BY r.due LIMIT %(reach)s) c),
             picked AS MATERIALIZED (
                 SELECT r.run_id FROM candidates c JOIN {{s}}.runs r ON r.run_id = c.run_id
