@@ -134,11 +134,18 @@ class Lease:
     async def _sweep(self) -> None:
         """Free what executors held that are gone; a little later than others, so that not all do it at once."""
         await asyncio.sleep(fraction_of(self._entropy.token_bytes(7)) * self._store.lease_seconds / RENEWALS / 4)
+        sweeping = asyncio.ensure_future(self._store.sweep())
         try:
-            freed = await self._store.sweep()
+            # A server that hangs must not keep this process from seeing that its own lease has passed.
+            await asyncio.wait((sweeping,), timeout=max(self._store.lease_left, 0.0))
+            if not sweeping.done():
+                return
+            freed = sweeping.result()
         except Exception as error:  # noqa: BLE001 - the same
             logger.warning("runs of executors that are gone cannot be freed now: %s", error)
             return
+        finally:
+            sweeping.cancel()
         if freed:
             logger.warning("%d runs of executors that are gone were freed", freed)
             self._claims.work()
