@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 
 from durable.clock import Clock, Entropy, fraction_of
 from durable.engine.entry import Entry
@@ -94,6 +93,11 @@ class Claims:
         self._mail_wanted = True
         self._wake.set()
 
+    def all(self) -> None:
+        """There may be both."""
+        self.work()
+        self.mail()
+
     async def _run(self) -> None:
         while True:
             self._wake.clear()
@@ -163,13 +167,3 @@ class Claims:
                 return
             for entry in begun:
                 entry.history = found.get(entry.run.run_id)
-
-
-def poke_by(claims: Claims) -> Callable[[], None]:
-    """What is called when runs were let go of: they may be wanted here, and messages may have waited for that."""
-
-    def freed() -> None:
-        claims.work()
-        claims.mail()
-
-    return freed

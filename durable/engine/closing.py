@@ -42,7 +42,7 @@ class Closing:
         self._table = table
         self._store = store
         #: The table, where other processes may hold runs, too.
-        self.holding: HoldingTable | None = None
+        self.holding = table if isinstance(table, HoldingTable) else None
         #: What closes runs that have ended, by run.
         self._closing: dict[Entry, asyncio.Task[None]] = {}
 

@@ -14,7 +14,7 @@ from durable.engine.entry import Unit
 from durable.engine.pipeline import Commit
 from durable.errors import DurableError
 from durable.store.base import Store
-from durable.store.shared import Parcel, SharedStore
+from durable.store.shared import Parcel, SharedStore, make_token
 
 
 def commit_to(store: Store) -> Commit:
@@ -37,7 +37,7 @@ def write_to(store: SharedStore, entropy: Entropy) -> Commit:
             parcels = []
             for unit in group:
                 if unit.parcel is None:
-                    unit.parcel = _parcel(unit, int.from_bytes(entropy.token_bytes(8), "big") >> 1)
+                    unit.parcel = _parcel(unit, make_token(entropy))
                 parcels.append(unit.parcel)
             outcomes += await store.write(parcels)
         return outcomes

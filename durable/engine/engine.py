@@ -138,14 +138,13 @@ class Engine:
             clock=self._clock, entropy=self._entropy, settings=settings, has_step=known_call, closing=asyncio.Event(), on_step=self.on_step,
         )  # fmt: skip
         self._control = Control(table, pipeline, lifecycle, self._revival, sharing, self._check_open)
-        starter = self._starter = kinship.starter = Starter(
+        self._starter = kinship.starter = Starter(
             table, store=self._store, pipeline=pipeline, scheduler=scheduler,
             codec=self._codec, clock=self._clock, entropy=self._entropy,
         )  # fmt: skip
         if sharing is None:
             await self._take_over(lifecycle)
         else:
-            kinship.holding = closing.holding = starter.holding = sharing.table
             sharing.connect(lifecycle, pipeline, scheduler)
             pipeline.open()
             await sharing.open()

@@ -99,6 +99,11 @@ class HoldingTable(Table):
                 self.release(entry)  # nothing will be written by which it would be let go of
         return entries
 
+    async def hold(self, run_id: str) -> Entry | None:
+        """The run, held here; taken if nobody held it, None if others do."""
+        entry = self.held(run_id)
+        return entry if entry is not None else next(iter(await self.take([run_id])), None)
+
     async def look_up(self, run_ids: Sequence[str]) -> tuple[list[Entry], list[str]]:
         """Those of these runs that are held here or by nobody, and the ids of those that others hold."""
         entries = [entry for run_id in run_ids if (entry := self.held(run_id)) is not None]
@@ -149,9 +154,8 @@ class HoldingTable(Table):
                 leaving, self._leaving = self._leaving, {}
                 try:
                     await self._shared.release(leaving.items())
-                except (
-                    DurableError
-                ) as error:  # they stay this process's as long as it renews its lease: it has to try again
+                except DurableError as error:
+                    # They stay this process's as long as it renews its lease: it has to try again.
                     logger.warning("%d runs cannot be let go of now: %s", len(leaving), error)
                     self._leaving = {**leaving, **self._leaving}
                     await asyncio.sleep(RETRY_SECONDS)

@@ -69,7 +69,7 @@ class Kinship:
         self._codec = codec
         self._settings = settings
         #: The table, where other processes may hold runs, too.
-        self.holding: HoldingTable | None = None
+        self.holding = table if isinstance(table, HoldingTable) else None
 
     # --- what a record means for relatives --------------------------------------------------------------------------------------
 

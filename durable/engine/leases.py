@@ -128,8 +128,7 @@ class Lease:
             await asyncio.sleep(RETRY_SECONDS)
         self.is_lost = False
         self._changed()
-        self._claims.work()
-        self._claims.mail()
+        self._claims.all()
 
     async def _sweep(self) -> None:
         """Free what executors held that are gone; a little later than others, so that not all do it at once."""

@@ -14,7 +14,7 @@ from durable.config import EngineSettings
 from durable.core.commands import Command
 from durable.core.messages import Message
 from durable.core.run import Run
-from durable.engine.claims import Claims, poke_by
+from durable.engine.claims import Claims
 from durable.engine.entry import Entry, Unit
 from durable.engine.following import Following
 from durable.engine.holding import HoldingResidence, HoldingTable
@@ -25,7 +25,7 @@ from durable.engine.pipeline import Pipeline
 from durable.engine.scheduler import Scheduler
 from durable.errors import DurableError, HistoryLimitError, LimitError, RepositoryUnavailableError, TransitionError
 from durable.events.hub import Hub
-from durable.store.shared import Notice, Parcel, SharedStore
+from durable.store.shared import Notice, Parcel, SharedStore, make_token
 
 #: What a run that is held elsewhere may refuse a command with, by the code that the answer carries.
 REFUSALS = {error.code: error for error in (TransitionError, LimitError, HistoryLimitError)}
@@ -40,7 +40,6 @@ class Sharing:
 
     def __init__(self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, *, execute: bool) -> None:
         self.store = store
-        self._hub = hub
         self._clock = clock
         self._entropy = entropy
         self._execute = execute
@@ -78,7 +77,7 @@ class Sharing:
     async def open(self) -> None:
         """Begin to take part."""
         self.store.listen(self._noticed)
-        self.table.open(poke_by(self._claims))
+        self.table.open(self._claims.all)
         self.following.open()
         if self._execute:
             for lease in self._leases:
@@ -107,11 +106,10 @@ class Sharing:
 
     async def ended(self, run_id: str, *, in_body: bool) -> Run:
         """Wait until a run has ended. One that a body waits for shall not wait for the slot that this body holds."""
-        entry = self.table.held(run_id)
         if not in_body:
-            return await self.following.ended(run_id, is_here=entry is not None and not entry.settled)
-        if entry is None:
-            entry = next(iter(await self.table.take([run_id])), None)
+            here = self.table.held(run_id)
+            return await self.following.ended(run_id, is_here=here is not None and not here.settled)
+        entry = await self.table.hold(run_id)
         if entry is None:
             return await self.following.ended(run_id)
         self._lifecycle.scheduler.hasten(entry)
@@ -134,12 +132,11 @@ class Sharing:
         message = Message(run_id, command, token)
         event = self._heard.setdefault(run_id, asyncio.Event())
         try:
-            parcel = Parcel((), self.number(), messages=[message])
+            parcel = Parcel((), make_token(self._entropy), messages=[message])
             try:
                 outcomes = await self.store.write([parcel])
-            except (
-                RepositoryUnavailableError
-            ):  # as a rule a connection that was idle while the server was away; the parcel counts once
+            except RepositoryUnavailableError:
+                # As a rule the connection was idle while the server was away. The parcel counts once.
                 outcomes = await self.store.write([parcel])
             for error in outcomes:
                 if error is not None:
@@ -158,10 +155,6 @@ class Sharing:
             self._heard.pop(run_id, None)
         if answer.code:
             raise REFUSALS.get(answer.code, DurableError)(answer.text)
-
-    def number(self) -> int:
-        """A random number for a parcel."""
-        return int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
 
     def publish(self, unit: Unit) -> None:
         """Act on a unit that is durable, and let others know what may concern them."""

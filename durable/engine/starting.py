@@ -28,7 +28,7 @@ from durable.engine.scheduler import Scheduler
 from durable.engine.table import Table
 from durable.errors import ConfigError, ConflictError, LeaseLostError, RepositoryUnavailableError, ValidationError
 from durable.store.base import Store
-from durable.store.shared import Parcel, is_shared
+from durable.store.shared import Parcel, is_shared, make_token
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
 from durable.tasks.registry import find_task
@@ -57,7 +57,7 @@ class Starter:
         self._clock = clock
         self._entropy = entropy
         #: The table, where other processes may hold runs, too.
-        self.holding: HoldingTable | None = None
+        self.holding = table if isinstance(table, HoldingTable) else None
         self._last_id = ""
         self._locks: dict[tuple[str | None, str], tuple[asyncio.Lock, int]] = {}
         #: Keyed runs whose creation is on its way, even when who asked for it no longer waits.
@@ -97,9 +97,8 @@ class Starter:
                 run_id = self.make_id(create=create)
                 run = Run(run_id)
                 records = decide(run, create, self._clock.now(), 1)
-                token = int.from_bytes(self._entropy.token_bytes(8), "big") >> 1
                 try:
-                    await self._store.create_on(connection, Parcel(records, token))
+                    await self._store.create_on(connection, Parcel(records, make_token(self._entropy)))
                 except ConflictError as error:  # another was quicker, and is known now that its transaction has ended
                     if again:
                         raise ConflictError(
@@ -210,8 +209,8 @@ class Starter:
             return
         if self.holding is None:
             entry = await self._table.load(existing.run_id)
-        elif (entry := self.holding.held(existing.run_id)) is None:  # it has to go on here, where its identity is
-            entry = next(iter(await self.holding.take([existing.run_id])), None)
+        else:  # it has to go on here, where its identity is
+            entry = await self.holding.hold(existing.run_id)
         if entry is None or entry.run.status is not Status.SUSPENDED:
             return
         entry.identity, entry.restored = current_identity.get(), False

@@ -5,11 +5,12 @@ Law: a row is a snapshot that nothing changes later; a run that goes through a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from durable.core.records import Record
 from durable.core.run import Run
-from durable.core.wire import decode_run, encode_run
+from durable.core.wire import decode_record, decode_run, encode_run
 
 #: (run_id, seq, batch, body): a record as `core.wire.encode_record` wrote it; `batch` is its position in the log.
 RecordRow = tuple[str, int, int, bytes]
@@ -65,6 +66,29 @@ def run_row(run: Run) -> RunRow:
         run.input,
         run.result,
     )
+
+
+async def read_history(
+    rows_after: Callable[[int, int], Awaitable[Sequence[tuple[int, int, bytes]]]],
+    after: int,
+    limit: int | None,
+    rows_max: int,
+) -> list[Record]:
+    """Read a run's records with `seq` above `after`, at most `limit`, some at a time.
+
+    Arguments:
+        rows_after: gives (seq, batch, body) above a `seq`, in order, at most so many.
+        rows_max: how many are asked for at once.
+    """
+    found: list[Record] = []
+    while limit is None or len(found) < limit:
+        size = rows_max if limit is None else min(rows_max, limit - len(found))
+        rows = await rows_after(after, size)
+        found.extend(decode_record(body, batch) for _, batch, body in rows)
+        if len(rows) < size:
+            break
+        after = rows[-1][0]
+    return found
 
 
 def run_of(row: Sequence[Any]) -> Run:

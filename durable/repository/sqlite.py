@@ -32,7 +32,7 @@ from durable.errors import (
 )
 from durable.repository import statements
 from durable.repository.base import RecordRefusedError, RepositoryState
-from durable.repository.projection import RecordRow, RunRow, run_of, text
+from durable.repository.projection import RecordRow, RunRow, read_history, run_of, text
 
 SCHEMA_VERSION = 2
 MIGRATIONS = {1: "0001_initial.sql", 2: "0002_due.sql"}
@@ -274,15 +274,10 @@ class SqliteRepository:
             )
 
     async def events(self, run_id: str, after: int, limit: int | None) -> list[Record]:
-        found: list[Record] = []
-        while limit is None or len(found) < limit:
-            size = SLICE_ROWS if limit is None else min(SLICE_ROWS, limit - len(found))
-            rows = await self._fetch(self._lookups, statements.EVENTS, (text(run_id), after, size))
-            found.extend(decode_record(body, batch) for _, batch, body in rows)
-            if len(rows) < size:
-                break
-            after = rows[-1][0]
-        return found
+        async def rows_after(seq: int, size: int) -> list[Any]:
+            return await self._fetch(self._lookups, statements.EVENTS, (text(run_id), seq, size))
+
+        return await read_history(rows_after, after, limit, SLICE_ROWS)
 
     async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
         found: dict[str, list[Record]] = {}

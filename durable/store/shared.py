@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
+from durable.clock import Entropy
 from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
@@ -43,6 +44,11 @@ class Parcel:
     answers: Sequence[Answer] = ()
     connection: Any = None
     strays: Sequence[Message] = ()
+
+
+def make_token(entropy: Entropy) -> int:
+    """A random number for `Parcel.token`."""
+    return int.from_bytes(entropy.token_bytes(8), "big") >> 1
 
 
 class Held(NamedTuple):

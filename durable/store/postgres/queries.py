@@ -18,7 +18,7 @@ from durable.core.records import Record
 from durable.core.run import Run
 from durable.core.wire import decode_record
 from durable.errors import RepositoryUnavailableError
-from durable.repository.projection import run_of
+from durable.repository.projection import read_history, run_of
 from durable.store.postgres.columns import Texts, escape, escape_some
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
@@ -87,16 +87,11 @@ class Queries:
 
     async def history(self, run_id: str, after: int, limit: int | None) -> list[Record]:
         """See `Store.history`."""
-        found: list[Record] = []
-        after = max(after, 0)
-        while limit is None or len(found) < limit:
-            size = SLICE_ROWS if limit is None else min(SLICE_ROWS, limit - len(found))
-            rows = await self.ask(self._statements.HISTORY, (escape(run_id), after, size))
-            found.extend(decode_record(body, batch) for _, batch, body in rows)
-            if len(rows) < size:
-                break
-            after = rows[-1][0]
-        return found
+
+        async def rows_after(seq: int, size: int) -> list[Any]:
+            return await self.ask(self._statements.HISTORY, (escape(run_id), seq, size))
+
+        return await read_history(rows_after, max(after, 0), limit, SLICE_ROWS)
 
     async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
         """See `Store.histories`."""

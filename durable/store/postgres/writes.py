@@ -22,7 +22,7 @@ from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Session
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import RefusedError, UntakenError, Writer, contended
-from durable.store.shared import Parcel
+from durable.store.shared import Parcel, make_token
 
 #: How often a bundle is put together anew because others were at the same runs meanwhile.
 ATTEMPTS = 20
@@ -125,7 +125,7 @@ class Writes:
 
     async def commit(self, units: Sequence[Unit]) -> None:
         """See `Store.commit`. Where a connection is lost, `RepositoryUnavailableError` leaves open what became of it: commit it again."""
-        parcels = [Parcel(unit, int.from_bytes(self._entropy.token_bytes(8), "big") >> 1) for unit in units]
+        parcels = [Parcel(unit, make_token(self._entropy)) for unit in units]
         epochs: dict[str, int] = {}
         facts: Facts | None = None
         async with self._lock:
