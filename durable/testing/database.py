@@ -156,15 +156,22 @@ class SharedDatabase:
         return {run_id: self.held(run_id) for run_id in sorted(run_ids) if run_id in self.rows}
 
     def claim(self, me: str, known: Sequence[Known], limit: int, now: float) -> Claimed:
-        """See `SharedStore.claim`. A run to which somebody has sent a message is left to `mail`."""
+        """See `SharedStore.claim`. A run to which somebody has sent a message is left to `mail`; one whose parent has just ended, to it."""
         told = {run_id for run_id, _, _ in self.messages.values()}
-        waiting = [(row.standing, run_id) for run_id, row in self.rows.items() if row.owner is None]
+        free = (run_id for run_id, row in self.rows.items() if row.owner is None and self._wanted(run_id))
+        waiting = [(self.rows[run_id].standing, run_id) for run_id in free]
         fits = [(place, run_id, self.run(run_id).due) for place, run_id in waiting if _fits(self.run(run_id), known)]
         due = sorted((at, run_id) for at, run_id, when in fits if when is not None and when <= max(now, 0.0))
         ready = [run_id for _, run_id in due if run_id not in told]
         taken = [self._take(run_id, me) for run_id in ready[:limit]] if self.is_live(me) else []
         coming = min((when for *_, when in fits if when is not None and when > max(now, 0.0)), default=None)
         return Claimed(taken, len(taken) >= limit, coming)
+
+    def _wanted(self, run_id: str) -> bool:
+        """Whether its parent, if there is one, has not ended just now: it would be about to cancel it."""
+        parent_id = self.run(run_id).parent_id
+        parent = None if parent_id is None else self.overlay.run(parent_id)
+        return parent is None or parent.closed or parent.ended_at is None
 
     def take(self, me: str, run_ids: Sequence[str]) -> list[Held]:
         """See `SharedStore.take`."""

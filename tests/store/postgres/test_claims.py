@@ -12,7 +12,7 @@ from durable.core.run import fold
 from durable.errors import LeaseLostError
 from durable.store import PostgresStore
 from durable.store.shared import Held, Parcel
-from durable.testing.samples import NOW, asleep, created, finished, number_of, record, run_id
+from durable.testing.samples import NOW, asleep, created, failed, finished, number_of, record, run_id
 
 from .conftest import Opener
 from .parcels import TASK, begun, parcel, step
@@ -83,6 +83,16 @@ async def test_only_what_is_known_and_due_is_claimed(open_postgres: Opener, stor
     assert (sorted(numbers(claimed.held)), claimed.next_due) == ([1, 10], NOW + 5)
     claimed = await store.claim([("task", "7"), ("other", "x")], 10, NOW + 7)
     assert (sorted(numbers(claimed.held)), claimed.next_due) == ([4, 5, 6, 9], None)
+
+
+async def test_a_child_whose_parent_has_just_ended_is_left_to_it(open_postgres: Opener, store: PostgresStore) -> None:
+    """It would be about to cancel it; once it is closed, what it left is anybody's."""
+    client = await open_postgres()
+    returned = record(1, 3, Kind.CHILDREN_STARTED, payload=b"[]", children=1)
+    await waiting(client, parcel(*begun(1), returned, created(2, parent=run_id(1)), created(3)), parcel(failed(1, 4)))
+    assert numbers((await store.claim(TASK, 10, NOW)).held) == [1, 3]
+    await waiting(client, parcel(record(1, 5, Kind.CLOSED)))
+    assert numbers((await store.claim(TASK, 10, NOW)).held) == [2]
 
 
 async def test_who_is_no_executor_claims_nothing(
