@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 
@@ -119,6 +119,7 @@ class Place:
     schema: str
     folder: Path
     executors: list[Executor] = field(default_factory=list)
+    worker: ClassVar = "tests.acceptance.executors_worker"  # what an executor runs
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -130,13 +131,17 @@ class Place:
         """The file that bodies wait for which hold."""
         return self.folder / "gate"
 
+    def where(self) -> dict[str, Any]:
+        """What tells an executor where the store is."""
+        return {"url": self.url}
+
     async def executor(self, **options: Any) -> Executor:
         """Another executor, which is open."""
-        given = {"url": self.url, "schema": self.schema, "side": str(self.side), **options}
+        given = {**self.where(), "schema": self.schema, "side": str(self.side), **options}
         log = self.folder / f"log{next(self._numbers)}"
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-W", "ignore", "-m", "tests.acceptance.executors_worker", json.dumps(given),
+                sys.executable, "-W", "ignore", "-m", self.worker, json.dumps(given),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT,
             )  # fmt: skip
         executor = Executor(process, log)

@@ -737,6 +737,7 @@ async def test_a_coordinator_that_is_cancelled_alone(app: Durable, kind: str) ->
     handle = await COORDINATED[kind].start()
     await until_status(handle, "waiting_for_on_children_complete")
     if kind == "task":
+        await until(lambda: log.count("coordinating") == 1)
         [info] = await all_of(app, gated_coordinator)
         coordinator = await app.get(info.run_id)
         await coordinator.cancel("alone")

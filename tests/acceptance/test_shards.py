@@ -6,8 +6,6 @@ What is judged is judged as in `test_executors.py`.
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -24,7 +22,7 @@ from durable.core.ids import family_of
 from durable.errors import RepositoryUnavailableError
 from durable.store.postgres.shards.store import ShardedStore
 from tests.acceptance import executors_worker as shapes
-from tests.acceptance.executors import ROOT, Executor, Place, all_runs, closed, judge, until
+from tests.acceptance.executors import Place, all_runs, closed, judge, until
 from tests.acceptance.shards_worker import store_of_all
 from tests.conftest import need_postgres
 from tests.support.pgserver import PostgresServer
@@ -36,20 +34,11 @@ SECONDS_MAX = 60.0
 class Shards(Place):
     """A `Place` whose store has shards; `url` is that of the first."""
 
+    worker = "tests.acceptance.shards_worker"
     urls: list[str] = field(default_factory=list)
 
-    async def executor(self, **options: Any) -> Executor:
-        given = {"urls": self.urls, "schema": self.schema, "side": str(self.side), **options}
-        log = self.folder / f"log{len(self.executors)}"
-        with log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-W", "ignore", "-m", "tests.acceptance.shards_worker", json.dumps(given),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT,
-            )  # fmt: skip
-        executor = Executor(process, log)
-        self.executors.append(executor)
-        await executor.ready()
-        return executor
+    def where(self) -> dict[str, Any]:
+        return {"urls": self.urls}
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[Durable]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
 from durable.errors import DurableError
-from durable.testing.oracle import SimulationError
+from tests.simulation.planted import find
 from tests.simulation.test_engine_crashes import quiet
 from tests.simulation.test_family_crashes import run_seed
 
@@ -98,12 +97,4 @@ def test_a_planted_defect_is_found(defect: str, monkeypatch: pytest.MonkeyPatch)
     """With the defect, some seed breaks the promise that it concerns."""
     plant, words = DEFECTS[defect]
     plant(monkeypatch)
-    said = set()
-    for seed in range(SEEDS_MAX):
-        try:
-            run_seed(seed)
-        except SimulationError as error:
-            if re.search(words, str(error)):
-                return
-            said.add(str(error)[:200])
-    pytest.fail(f"{SEEDS_MAX} seeds did not find: {defect}; they said {said}")
+    find(words, run_seed, SEEDS_MAX)
