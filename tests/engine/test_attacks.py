@@ -281,7 +281,7 @@ async def test_a_run_is_resumed_while_its_old_body_is_ending(make_app: MakeApp) 
         await stage.there.wait()
         await handle.stop()
         await handle.resume()
-        entry = app.engine._table.get(handle.run_id)
+        entry = app.engine.parts.table.get(handle.run_id)
         gate.hold()
         assert await handle.status() is Status.READY
         first = asyncio.ensure_future(handle.send("a"))

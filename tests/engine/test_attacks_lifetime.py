@@ -241,7 +241,7 @@ async def test_a_waiter_is_cancelled_in_the_moment_of_the_end(make_app: MakeApp)
     """It sees its cancellation and nothing else; waiting in vain leaves nothing behind."""
     async with make_app() as app:
         handle = await app.start(endless)
-        entry = app.engine._table.get(handle.run_id)
+        entry = app.engine.parts.table.get(handle.run_id)
         waiting = asyncio.ensure_future(handle.wait())
         await turns()
         waiting.cancel()

@@ -41,7 +41,7 @@ async def kinds(app: Durable, run_id: str) -> list[Kind]:
 async def until_dismissed(app: Durable, run_id: str) -> None:
     """Wait until the run is not in memory."""
     async with asyncio.timeout(5):
-        while app.engine._table.get(run_id) is not None:
+        while app.engine.parts.table.get(run_id) is not None:
             await asyncio.sleep(0.005)
 
 
@@ -108,7 +108,7 @@ async def test_a_signal_to_a_run_asleep_outlives_a_crash(make_app: MakeApp) -> N
     async with make_app(config=BUSY, limits=ONE) as app:
         handles = [await waiter.start(str(number)) for number in range(4)]
         await until_dismissed(app, handles[0].run_id)
-        app.engine._lifecycle.scheduler.closed = True  # as if the process ended before it could wake the run
+        app.engine.parts.lifecycle.scheduler.closed = True  # as if the process ended before it could wake the run
         await handles[0].send("go", "late")
     async with make_app(config=BUSY, limits=ONE) as app:
         handle = await app.get(handles[0].run_id)

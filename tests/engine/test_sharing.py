@@ -100,7 +100,7 @@ async def test_another_process_brings_the_child_into_being_that_several_here_are
 
         def overtake() -> None:
             """As the first of the parents' units is about to be written, the key is taken elsewhere."""
-            starter = app.engine._starter
+            starter = app.engine.parts.starter
             if starter._creating and not written:
                 entry = next(iter(starter._creating.values()))
                 taken = entry.run.copy()

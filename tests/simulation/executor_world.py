@@ -349,7 +349,7 @@ class World:
                 name: count for name, count in member.app.engine.statistics().items() if count and name != "queued"
             }
             if counts:
-                left.append(f"{member.process.name} has {counts}: {[*map(_entry, member.app.engine._table)]}")
+                left.append(f"{member.process.name} has {counts}: {[*map(_entry, member.app.engine.parts.table)]}")
         return left
 
     def state(self) -> str:
