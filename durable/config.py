@@ -5,7 +5,7 @@ Law: a wrong value never gets further than the constructor, and the error names 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from durable.errors import ConfigError
@@ -99,6 +99,10 @@ class EngineSettings:
 
     Arguments:
         max_recoveries: recoveries of one run without a newly recorded step, after which it fails; a task may set its own.
+        concurrency: runs that this process executes at once; None: as many as `Limits.max_running`.
+        max_concurrent_recoveries: runs that go on after a crash at the same time; each gives its place up when it has caught up with its
+            record, or ends.
+        default_timeout_seconds: timeout of an attempt of tasks that set none; None: no timeout.
         history_records_max: most records that one run may have.
         signals_max: most signals that may wait unread in one run.
         shutdown_grace_seconds: how long `close()` waits for running bodies before it cancels them.
@@ -116,6 +120,9 @@ class EngineSettings:
     """
 
     max_recoveries: int = 100
+    concurrency: int | None = None
+    max_concurrent_recoveries: int = 200
+    default_timeout_seconds: float | None = None
     history_records_max: int = 100_000
     signals_max: int = 10_000
     shutdown_grace_seconds: float = 2.0
@@ -132,15 +139,65 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         _require(self.max_recoveries >= 0, "engine.max_recoveries", self.max_recoveries, "zero or more")
+        _require(
+            self.concurrency is None or self.concurrency >= 1,
+            "engine.concurrency",
+            self.concurrency,
+            "None or at least 1",
+        )
+        timeout = self.default_timeout_seconds
+        _require(timeout is None or timeout > 0, "engine.default_timeout_seconds", timeout, "None or positive")
         _require(self.history_records_max >= 10, "engine.history_records_max", self.history_records_max, "at least 10")
         _require(self.signals_max >= 1, "engine.signals_max", self.signals_max, "at least 1")
-        for key in ("children_max", "tree_depth_max", "idle_runs_max", "family_bytes_max"):
+        for key in ("max_concurrent_recoveries", "children_max", "tree_depth_max", "idle_runs_max", "family_bytes_max"):
             _require(getattr(self, key) >= 1, f"engine.{key}", getattr(self, key), "at least 1")
         for key in ("shutdown_grace_seconds", "cancel_grace_seconds", "replay_stall_seconds", "idle_seconds"):
             _require(getattr(self, key) >= 0, f"engine.{key}", getattr(self, key), "zero or more")
         _require(self.on_new_step in ("run", "error"), "engine.on_new_step", self.on_new_step, "'run' or 'error'")
         _require(self.process_workers >= 1, "engine.process_workers", self.process_workers, "at least 1")
         _require(self.thread_workers >= 1, "engine.thread_workers", self.thread_workers, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """Live subscribers to the events of runs.
+
+    Arguments:
+        buffer_size: records of one run that are kept in memory for those who follow it; who lags further behind reads from the store.
+        retention_seconds: how long they are kept after the last of these has gone or the run has ended, for one who comes back.
+        retained_max: most runs of which they are kept so.
+    """
+
+    buffer_size: int = 1024
+    retention_seconds: float = 60.0
+    retained_max: int = 1000
+
+    def __post_init__(self) -> None:
+        _require(self.buffer_size >= 1, "stream.buffer_size", self.buffer_size, "at least 1")
+        _require(self.retention_seconds >= 0, "stream.retention_seconds", self.retention_seconds, "zero or more")
+        _require(self.retained_max >= 0, "stream.retained_max", self.retained_max, "zero or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """How long what is over is kept.
+
+    Arguments:
+        closed_seconds: closed runs go, with their events and payloads, this long after they ended, and not before their whole family may;
+            dead letters stay until they are discarded. None: all is kept.
+        interval_seconds: how often to look for what may go.
+        batch_runs: how many runs go at once; work goes on between two batches.
+    """
+
+    closed_seconds: float | None = None
+    interval_seconds: float = 60.0
+    batch_runs: int = 500
+
+    def __post_init__(self) -> None:
+        kept = self.closed_seconds
+        _require(kept is None or kept >= 0, "retention.closed_seconds", kept, "None, or zero or more")
+        _require(self.interval_seconds > 0, "retention.interval_seconds", self.interval_seconds, "positive")
+        _require(self.batch_runs >= 1, "retention.batch_runs", self.batch_runs, "at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,17 +248,16 @@ class Config:
     flush: FlushSettings = FlushSettings()
     payload: PayloadSettings = PayloadSettings()
     engine: EngineSettings = EngineSettings()
+    stream: StreamSettings = StreamSettings()
+    retention: RetentionSettings = RetentionSettings()
     postgres: PostgresSettings = PostgresSettings()
 
     def __post_init__(self) -> None:
-        for key, kind in (
-            ("log", LogSettings),
-            ("flush", FlushSettings),
-            ("payload", PayloadSettings),
-            ("engine", EngineSettings),
-            ("postgres", PostgresSettings),
-        ):
-            _require(isinstance(getattr(self, key), kind), key, getattr(self, key), f"a {kind.__name__}")
+        for part in fields(self):
+            kind = type(part.default)
+            _require(
+                isinstance(getattr(self, part.name), kind), part.name, getattr(self, part.name), f"a {kind.__name__}"
+            )
         # A value travels in one frame of the log, with its record's name, arguments or traceback around it.
         room = self.log.frame_bytes_max // 2
         _require(
@@ -222,8 +278,22 @@ class Config:
 class Limits:
     """What is let in and how much runs at once. Durations are seconds; None means no limit.
 
+    Refusals are decided before anything is stored. Children of runs do not count as starts.
+
     Arguments:
-        max_running: runs that execute at once; further ones wait their turn in status `ready`.
+        max_starts_per_window: starts in any `window`; one more raises `BackpressureError`, which says when the next will be let in.
+        max_starts_per_user_window: the same for the starts of one user.
+        window: length of the sliding window.
+        max_queued: runs that may wait for a slot; one more start raises `BackpressureError`. With 0 no run waits in the store: `start`
+            itself waits for a slot, in turn, at most `slot_timeout`.
+        max_running: runs that execute at once, in all processes that share the store; further ones wait their turn in status `ready`. See
+            `engine.concurrency` for a bound of one process.
+        max_running_per_user: the same for the runs of one user; others go first meanwhile.
+        slot_timeout: how long a start waits for a slot where no run may wait for one (`max_queued=0`), before it raises
+            `SlotTimeoutError`.
+        dead_letter_size: dead letters that are kept; with one more the oldest is discarded.
+        dead_letter_ttl: how long a dead letter is kept before it is discarded.
+        dead_letter_retries: how often `app.dead_letters.retry` lets one run go on again.
     """
 
     max_starts_per_window: int | None = None
@@ -238,9 +308,15 @@ class Limits:
     dead_letter_retries: int = 3
 
     def __post_init__(self) -> None:
-        for key in ("max_starts_per_window", "max_starts_per_user_window", "max_queued", "max_running_per_user"):
+        for key in ("max_starts_per_window", "max_starts_per_user_window", "max_running_per_user"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"limits.{key}", value, "None or at least 1")
+        _require(
+            self.max_queued is None or self.max_queued >= 0,
+            "limits.max_queued",
+            self.max_queued,
+            "None, or zero or more",
+        )
         _require(self.max_running >= 1, "limits.max_running", self.max_running, "at least 1")
         for key in ("window", "slot_timeout", "dead_letter_ttl"):
             _require(getattr(self, key) > 0, f"limits.{key}", getattr(self, key), "positive")

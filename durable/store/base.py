@@ -86,6 +86,18 @@ class Store(Protocol):
         """Return the runs that match, in order of their ids."""
         ...
 
+    async def count(self, wanted: RunFilter) -> int:
+        """Return how many runs match; `limit` is ignored."""
+        ...
+
+    async def prune(self, before: float, limit: int) -> int:
+        """Forget runs that ended before this time, with all their records, at most about `limit`; return how many.
+
+        A family goes whole or not at all: a run whose parent is there goes with it, and only when all of them are closed, ended before
+        that time and are no dead letters. Their keys are free again.
+        """
+        ...
+
     async def next_due(self, after: float) -> float | None:
         """Return the earliest `Run.due` later than `after`, of any run; None if none is due later.
 

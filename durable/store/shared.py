@@ -87,6 +87,43 @@ class Notice(NamedTuple):
     mail: bool = False
 
 
+class StartBounds(NamedTuple):
+    """What bounds the starts of all processes together; None means no bound.
+
+    Arguments:
+        starts: starts in any `window`.
+        starts_per_user: starts of one user in any `window`.
+        window: seconds.
+        queued: runs that wait for a slot.
+    """
+
+    starts: int | None
+    starts_per_user: int | None
+    window: float
+    queued: int | None
+
+
+class StartAsked(NamedTuple):
+    """A start that wants to be let in.
+
+    Arguments:
+        run_id: the run that it is about to create.
+        user: whose.
+        waits: whether it will wait for a slot, and so counts for the queue.
+    """
+
+    run_id: str
+    user: str | None
+    waits: bool
+
+
+class StartRefused(NamedTuple):
+    """Why a start is not let in: `rate`, `user_rate` or `queue`, and after how many seconds it may be."""
+
+    reason: str
+    retry_after: float
+
+
 class Placement(NamedTuple):
     """Where a run is, for people.
 
@@ -181,6 +218,22 @@ class SharedStore(Store, Protocol):
 
     async def placement(self, run_id: str) -> Placement | None:
         """Where a run is."""
+        ...
+
+    # -- limits of all processes together
+
+    async def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        """Decide starts, in order, by the clock of the store; None where one is let in, and counts from now on."""
+        ...
+
+    async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """Take places that executors share: for each name, (how many, of how many there are). Returns how many were got.
+
+        They are this executor's until it gives them back, leaves, or is swept."""
+        ...
+
+    async def give_places(self, given: Mapping[str, int]) -> None:
+        """Give places back."""
         ...
 
     # -- the lease

@@ -1,0 +1,1 @@
+"""Admission: who is let in, and how many at once."""
