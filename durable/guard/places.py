@@ -19,6 +19,11 @@ class Places(Protocol):
         """Take a place for a run of this user that begins now. False: there is none now; `freed` is called when there may be one."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """After `take` said False: whether nobody has a place now. Else it is this user who has none, and others go first."""
+        ...
+
     def give(self, user: str | None) -> None:
         """Give a place back."""
         ...
