@@ -16,6 +16,9 @@ from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import DurableError
+from durable.guard.gate import StartAsked as StartAsked  # noqa: PLC0414 - part of this protocol
+from durable.guard.gate import StartBounds as StartBounds  # noqa: PLC0414
+from durable.guard.gate import StartRefused as StartRefused  # noqa: PLC0414
 from durable.store.base import Store
 
 #: A task that an executor can run: its name, and the version of the code where it has one.
@@ -85,43 +88,6 @@ class Notice(NamedTuple):
     work: bool
     runs: frozenset[str] | None
     mail: bool = False
-
-
-class StartBounds(NamedTuple):
-    """What bounds the starts of all processes together; None means no bound.
-
-    Arguments:
-        starts: starts in any `window`.
-        starts_per_user: starts of one user in any `window`.
-        window: seconds.
-        queued: runs that wait for a slot.
-    """
-
-    starts: int | None
-    starts_per_user: int | None
-    window: float
-    queued: int | None
-
-
-class StartAsked(NamedTuple):
-    """A start that wants to be let in.
-
-    Arguments:
-        run_id: the run that it is about to create.
-        user: whose.
-        waits: whether it will wait for a slot, and so counts for the queue.
-    """
-
-    run_id: str
-    user: str | None
-    waits: bool
-
-
-class StartRefused(NamedTuple):
-    """Why a start is not let in: `rate`, `user_rate` or `queue`, and after how many seconds it may be."""
-
-    reason: str
-    retry_after: float
 
 
 class Placement(NamedTuple):
