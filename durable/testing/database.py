@@ -15,10 +15,12 @@ from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.core.messages import Answer, Message, decode_command, encode_command
 from durable.core.records import Record
 from durable.core.run import Run
+from durable.core.status import Status
 from durable.engine.scheduler import PRIORITY_SECONDS, SIBLING_SECONDS
 from durable.errors import ConflictError, DurableError, LeaseLostError
 from durable.store.overlay import Overlay
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement
+from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, StartAsked, StartBounds, StartRefused
+from durable.testing.ledger import MemoryLedger
 
 #: How long answers are kept.
 ANSWER_SECONDS = 600.0
@@ -58,6 +60,8 @@ class SharedDatabase:
         self.executors: dict[str, tuple[float, Sequence[Known]]] = {}
         #: Stores that hear notices.
         self.listeners: list[Listener] = []
+        #: What all processes count together.
+        self.ledger = MemoryLedger(clock.now, self.is_live)
         self._clock = clock
         #: Parcels that are written, with the batch of each.
         self._tokens: dict[int, int] = {}
@@ -214,6 +218,17 @@ class SharedDatabase:
         waiting = sum(run_id == each for each, _, _ in self.messages.values())
         able = sum(self.is_live(each) and _fits(self.run(run_id), known) for each, (_, known) in self.executors.items())
         return Placement(row.owner, "", 0, left, row.epoch, waiting, able)
+
+    # -- limits
+
+    def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        """See `SharedStore.let_in`."""
+        return self.ledger.let_in(asked, bounds, sum(map(self._waits, self.rows)), self.rows)
+
+    def _waits(self, run_id: str) -> bool:
+        run, now = self.run(run_id), self._clock.now()
+        is_due = run.due is not None and run.due <= now
+        return self.rows[run_id].owner is None and is_due and run.status is Status.READY and run.parent_id is None
 
     # -- leases
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,18 @@ from durable.core.run import Run, fold
 from durable.errors import ConfigError, DurableError, LeaseLostError, StorageError
 from durable.store.base import StoreHealth, Unit
 from durable.store.overlay import earliest_due
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+from durable.store.shared import (
+    Claimed,
+    Held,
+    Known,
+    Notice,
+    Parcel,
+    Placement,
+    SharedStore,
+    StartAsked,
+    StartBounds,
+    StartRefused,
+)  # fmt: skip
 from durable.testing.database import Listener, SharedDatabase
 
 T = TypeVar("T")
@@ -207,6 +218,20 @@ class SharedMemoryStore:
 
     async def placement(self, run_id: str) -> Placement | None:
         return await self._ask("read", lambda: self._database.placement(run_id))
+
+    # -- limits of all processes together
+
+    async def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        return await self._ask("let_in", lambda: self._database.let_in(asked, bounds))
+
+    async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        me = self.executor_id
+        return await self._ask("places", lambda: self._database.ledger.take(me, wanted))
+
+    async def give_places(self, given: Mapping[str, int]) -> None:
+        me = self.executor_id
+        await self._ask("places", lambda: self._database.ledger.give(me, given))
+        self.notify(work=True)
 
     # -- the lease
 

@@ -112,6 +112,10 @@ class Statements:
     NEXT_DUE: bytes
     MEMBERS: bytes
     JOIN: bytes
+    LET_IN: bytes
+    ANNOUNCED: bytes
+    QUEUE: bytes
+    HOLD_PLACES: bytes
     HAND_ON: bytes
     STRAYS: bytes
     HANDED_ON: bytes
@@ -308,6 +312,16 @@ _TEXTS = {
     "HISTORY": "SELECT seq, batch, body FROM {s}.records WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s",
     "HISTORIES": "SELECT run_id, batch, body FROM {s}.records WHERE run_id = ANY(%b::text[]) ORDER BY run_id, seq",
     "NEXT_DUE": "SELECT due FROM {s}.runs WHERE open AND due > %s ORDER BY due LIMIT 1",
+    # What all count together: see `sql/0002_ledger.sql`.
+    "LET_IN": """
+        SELECT reason, retry_after FROM {s}.let_in(%(ids)b, %(users)b, %(waits)b, %(starts)s::bigint, %(starts_per_user)s::bigint,
+            %(window)s::float8, %(queued)s::bigint, %(waiting)s::bigint, %(there)b)
+    """,
+    "ANNOUNCED": "SELECT run_id FROM {s}.announced WHERE at > EXTRACT(epoch FROM clock_timestamp())::float8 - 10",
+    "QUEUE": "SELECT waiting, there FROM {s}.queue(%s::bigint, %b)",
+    "HOLD_PLACES": """
+        SELECT got, others FROM {s}.hold_places(%(me)s, %(turn)s::bigint, %(names)b, %(had)b, %(wanted)b, %(bounds)b)
+    """,
     # Shards.
     "MEMBERS": "SELECT (SELECT value FROM {s}.meta WHERE key = 'shards'), EXISTS (SELECT 1 FROM {s}.runs)",
     "JOIN": "INSERT INTO {s}.meta (key, value) VALUES ('shards', %s) ON CONFLICT DO NOTHING",
