@@ -26,7 +26,7 @@ QUEUE_SECONDS = 1.0
 class Waiting(NamedTuple):
     """Started runs that wait for a slot, and the announced runs that are there: as one shard sees it."""
 
-    count: int
+    runs: int
     there: tuple[str, ...]
 
 
@@ -70,7 +70,7 @@ class Ledger:
             "users": Texts([escape_some(each.user) for each in asked]),
             "waits": Flags([each.waits for each in asked]),
             **bounds._asdict(),
-            "waiting": elsewhere.count,
+            "waiting": elsewhere.runs,
             "there": Texts([escape(run_id) for run_id in elsewhere.there]),
         }
         try:

@@ -34,7 +34,7 @@ class Limited:
             }
             seen = (await fan.tried(asks))[0].values()
             there = tuple(run_id for each in seen for run_id in each.there)
-            elsewhere = Waiting(sum(each.count for each in seen), there)
+            elsewhere = Waiting(sum(each.runs for each in seen), there)
         return await fan.one(0, partial(ledger.let_in, asked, bounds, elsewhere))
 
     async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
