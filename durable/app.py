@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -84,16 +84,6 @@ class Durable:
     ) -> None:
         if not isinstance(limits, Limits) or not isinstance(config, Config):
             raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
-        later = [
-            spec.name
-            for spec in fields(Limits)
-            if getattr(limits, spec.name) != spec.default and spec.name != "max_running"
-        ]
-        if later:
-            raise ConfigError(
-                f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out",
-                key=f"limits.{later[0]}",
-            )
         if tuple(observers):
             raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
@@ -102,14 +92,29 @@ class Durable:
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
         self.test_mode = test_mode
-        self.limits = limits
         self.config = config
         self._world = (clock, entropy)
+        self._execute = execute
+        _check_limits(limits, execute)
         self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
         self.dead_letters: DeadLetters = DeadLetters(self._engine)
+
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once; can be replaced at any time: `app.limits = replace(app.limits, max_running=5)`.
+
+        It holds at once. More slots let waiting runs begin, fewer let those that run finish. Starts that were counted go on counting,
+        also in a window of another length; those made while nothing was bounded were not counted. Raises `ConfigError`.
+        """
+        return self._engine.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        _check_limits(limits, self._execute)
+        self._engine.limits = limits
 
     @property
     def store(self) -> Store:
@@ -266,6 +271,16 @@ class DeadLetters:
     async def discard(self, run_id: str) -> None:
         """Take the run off the list; its history stays. Raises `RunNotFoundError`, `TransitionError`."""
         await self._engine.discard_run(run_id)
+
+
+def _check_limits(limits: Limits, execute: bool) -> None:
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"app.limits takes a Limits, got {limits!r:.100}", key="limits")
+    if limits.max_queued == 0 and not execute:
+        raise ConfigError(
+            "max_queued=0 lets a start wait for a slot of its own process, and with execute=False that has none",
+            key="limits.max_queued",
+        )
 
 
 def _status(value: Status | str) -> Status:

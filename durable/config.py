@@ -278,14 +278,16 @@ class Config:
 class Limits:
     """What is let in and how much runs at once. Durations are seconds; None means no limit.
 
-    Refusals are decided before anything is stored. Children of runs do not count as starts.
+    Refusals are decided before anything is stored. What bodies and steps start, retries and recoveries do not count as starts, nor does a
+    start whose key has a run already.
 
     Arguments:
         max_starts_per_window: starts in any `window`; one more raises `BackpressureError`, which says when the next will be let in.
         max_starts_per_user_window: the same for the starts of one user.
         window: length of the sliding window.
-        max_queued: runs that may wait for a slot; one more start raises `BackpressureError`. With 0 no run waits in the store: `start`
-            itself waits for a slot, in turn, at most `slot_timeout`.
+        max_queued: started runs that may wait for their first slot; one more start that would have to wait raises `BackpressureError`,
+            whose `retry_after` is an estimate from how fast the queue moved lately, at least 0.1 and at most `window`. A run with a delay
+            counts from when it is due. With 0 no run waits in the store: `start` itself waits for a slot, in turn, at most `slot_timeout`.
         max_running: runs that execute at once, in all processes that share the store; further ones wait their turn in status `ready`. See
             `engine.concurrency` for a bound of one process.
         max_running_per_user: the same for the runs of one user; others go first meanwhile.

@@ -78,6 +78,17 @@ class Engine:
     def on_step(self, called: Callable[[str, Call], None] | None) -> None:
         self._given.on_step = called
 
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once."""
+        return self._given.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._given.limits = limits
+        if (parts := getattr(self, "_parts", None)) is not None:
+            parts.limits_changed()
+
     # --- opening and closing ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -119,7 +130,7 @@ class Engine:
         given = self._given
         now = given.clock.now()
         due = RunFilter(open=True, due_by=now)
-        left = await load(given.store, parts.table, due, given.limits.max_running, QUEUED_MAX)
+        left = await load(given.store, parts.table, due, given.slots, QUEUED_MAX)
         parts.residence.open(now, await given.store.next_due(now))
         parts.pipeline.open()
         self._state = "open"
@@ -151,7 +162,7 @@ class Engine:
         parts = self._parts
         services = parts.services
         services.closing.set()
-        parts.scheduler.closed = True
+        parts.scheduler.close()
         if self._bringing is not None:
             self._bringing.cancel()
         if parts.sharing is not None:

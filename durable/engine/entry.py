@@ -14,6 +14,7 @@ from durable.core.commands import Command
 from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
+from durable.guard.queue import Turn
 from durable.tasks.definition import TaskDefinition
 from durable.tasks.host import UserContext
 
@@ -121,8 +122,8 @@ class Entry:
         self.slot = False
         #: Whether that one counts: not that of a run which another holds one for.
         self.counted = False
-        #: Its place in the queue for a slot; 0 when it does not wait for one.
-        self.place = 0
+        #: Its place in the queue for a slot; None when it does not wait for one.
+        self.place: Turn[Entry] | None = None
         #: Bodies that wait for the end of this run.
         self.awaited = 0
         self.timer: asyncio.TimerHandle | None = None

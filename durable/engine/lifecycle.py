@@ -204,6 +204,7 @@ class Lifecycle:
         """The run waits until a module that defines its task is imported."""
         run = entry.run
         orphans = self._orphans.setdefault(run.task, {})
+        self.scheduler.forget(entry)
         if run.due is not None and entry not in orphans:
             logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
         orphans[entry] = None

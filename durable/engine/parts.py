@@ -17,6 +17,7 @@ from durable.engine.closing import Closing
 from durable.engine.committing import commit_to, write_to
 from durable.engine.control import Control
 from durable.engine.divergence import known_call
+from durable.engine.entrance import Entrance
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
 from durable.engine.kinship import Kinship
@@ -32,6 +33,9 @@ from durable.engine.table import Table
 from durable.engine.turns import Turns
 from durable.errors import StorageError
 from durable.events.hub import Hub
+from durable.guard.admission import LocalAdmission
+from durable.guard.gate import Gate
+from durable.guard.places import LocalPlaces
 from durable.store.base import Store
 from durable.store.shared import is_shared
 from durable.tasks.host import Host
@@ -55,6 +59,14 @@ class Given:
     execute: bool
     hub: Hub = field(default_factory=Hub)
     on_step: Callable[[str, Call], None] | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many runs this process executes at once."""
+        if not self.execute:
+            return 0
+        own, everywhere = self.config.engine.concurrency, self.limits.max_running
+        return everywhere if own is None else min(own, everywhere)
 
     def codec_of(self, name: str | None) -> Codec:
         """The codec that a task or step names."""
@@ -97,9 +109,13 @@ class Parts:
         )
         pipeline = self.pipeline = _pipeline(given, calls, self)
         kinship.pipeline = closing.pipeline = residence.pipeline = pipeline
+        self._given = given
+        places = self._places = LocalPlaces(given.limits)
         scheduler = self.scheduler = Scheduler(
-            given.clock, given.limits.max_running if given.execute else 0, lifecycle.begin, residence.crowded
-        )
+            given.clock, given.slots, places, lifecycle.begin, residence.crowded
+        )  # fmt: skip
+        admission = LocalAdmission(given.clock, lambda: scheduler.starts_waiting, scheduler.pace.seconds)
+        self.gate = Gate(given.limits, admission, admission.amend)
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         self.services = lifecycle.services = Services(
             host=calls.host, families=kinship, residence=residence, store=store, pipeline=pipeline, hub=given.hub,
@@ -110,8 +126,16 @@ class Parts:
         self.control = Control(table, pipeline, lifecycle, revival, sharing, calls.check_open)
         self.starter = kinship.starter = Starter(
             table, store=store, pipeline=pipeline, scheduler=scheduler,
+            entrance=Entrance(self.gate, scheduler, store, calls.host, given.clock),
             codec=given.codec, clock=given.clock, entropy=given.entropy,
         )  # fmt: skip
+
+    def limits_changed(self) -> None:
+        """The limits that it was given are others now."""
+        limits = self._given.limits
+        self.gate.change(limits)
+        self._places.change(limits)
+        self.scheduler.change(self._given.slots)
 
     def task_defined(self, name: str) -> None:
         """A task was defined: its runs can go on."""
