@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 
 from durable.config import Limits
 from durable.engine.pipeline import RETRY_SECONDS
-from durable.errors import DurableError
-from durable.store.shared import SharedStore
+from durable.store.shared import SharedStore, UserBounds
 
 logger = logging.getLogger("durable.engine")
 
@@ -53,6 +52,8 @@ class SharedPlaces:
         self.freed: Callable[[str | None], None] = lambda user: None
         #: Called with the user for whom there is no place, so that what waits here for one may wait in the store; None: for anybody.
         self.none_left: Callable[[str | None], None] = lambda user: None
+        #: Called when there are places again, and what waits for one may wait in the store.
+        self.found: Callable[[], None] = lambda: None
         self._all = Scope()
         self._users: dict[str, Scope] = {}
         #: What to ask for, and what to give back.
@@ -115,6 +116,8 @@ class SharedPlaces:
         """See `Places.give`."""
         for scope in self._scopes(user):
             scope.used -= 1
+            if scope.lacking:
+                self.found()  # others of the kind may wait in the store
         self._sort_later()
 
     @property
@@ -126,9 +129,12 @@ class SharedPlaces:
         return max(room, min(_chunk(self._most), self._most - self._all.used), 0)
 
     @property
-    def without(self) -> frozenset[str]:
-        """The users for whom there is no place."""
-        return frozenset(user for user, scope in self._users.items() if scope.lacking and self._room(scope) <= 0)
+    def users(self) -> UserBounds | None:
+        """How many runs of each user may be claimed; None where users are not bounded."""
+        if self._most_of_user is None:
+            return None
+        known = ((user, scope) for user, scope in self._users.items() if scope.lacking or scope.asking)
+        return UserBounds(_chunk(self._most_of_user), {user: max(self._room(scope), 0) for user, scope in known})
 
     def _scopes(self, user: str | None) -> Iterable[Scope]:
         if user is None:
@@ -175,6 +181,8 @@ class SharedPlaces:
         for scope in (self._all, *self._users.values()):
             if scope.lacking:
                 self._want(scope)
+        if self._wanted or self._given:
+            self._speak()
 
     # -- what is not used
 
@@ -219,13 +227,14 @@ class SharedPlaces:
                         await self._store.give_places(given)
                     if wanted:
                         await self._take(wanted)
-                except DurableError as error:
+                except Exception as error:  # noqa: BLE001 - places that nobody asks for are runs that never begin
                     logger.warning("places for runs cannot be asked for now: %s", error)
+                    self._given = {
+                        **dict.fromkeys(given, 0),
+                        **self._given,
+                    }  # the store may not know that they are back
                     self._away(wanted)
-                    await asyncio.sleep(RETRY_SECONDS)
-                finally:
-                    for scope in wanted:
-                        scope.asking = False
+                    return  # `_look` goes on
         finally:
             self._speaking = None
 
@@ -240,11 +249,9 @@ class SharedPlaces:
         self._alone = False
         for scope in scopes:
             scope.asking = False
-            if life != self._life:
-                continue
-            count = got.get(scope.name, 0)
-            scope.held += count
-            scope.lacking = self._room(scope) <= 0
+            if life == self._life:
+                scope.held += got.get(scope.name, 0)
+                scope.lacking = self._room(scope) <= 0
         for scope in scopes:
             if scope.lacking:
                 self._look_later(self._store.poll_seconds)
@@ -252,12 +259,13 @@ class SharedPlaces:
             else:
                 for _ in range(max(got.get(scope.name, 0), 1)):
                     self.freed(scope.user)
+                self.found()
         self._sort_later()
 
     def _away(self, scopes: list[Scope]) -> None:
         """The ledger does not answer: what is held is what there is, or a part of all where runs of other shards can go on."""
         for scope in scopes:
-            scope.lacking = True
+            scope.asking, scope.lacking = False, True
         self._look_later(RETRY_SECONDS)
         if len(self._store.shards) > 1 and not self._alone:
             self._alone = True

@@ -5,8 +5,9 @@ Law: the same as in PostgreSQL, told as simply as can be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from durable.store.places import PlacesTold
 from durable.store.shared import StartAsked, StartBounds, StartRefused
 
 #: For how long a start counts as waiting whose run is not there.
@@ -29,8 +30,8 @@ class MemoryLedger:
         #: When starts were let in, and until when they count, by what they count for: None for all, else a user.
         self._starts: dict[str | None, list[tuple[float, float]]] = {}
         self._announced: dict[str, float] = {}
-        #: How many, by name and executor.
-        self._places: dict[tuple[str, str], int] = {}
+        #: How many, by name and executor, and when that was said.
+        self._places: dict[tuple[str, str], tuple[int, int]] = {}
 
     def let_in(
         self, asked: Sequence[StartAsked], bounds: StartBounds, waiting: int, there: Collection[str]
@@ -71,19 +72,14 @@ class MemoryLedger:
         starts = self._starts.get(whose, [])
         return 0.0 if len(starts) < most else max(starts[-most][0] + window - now, 0.0)
 
-    def take(self, me: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """See `SharedStore.take_places`."""
-        self._places = {each: count for each, count in self._places.items() if self._is_live(each[1])}
-        got = dict.fromkeys(wanted, 0)
-        for name, (count, bound) in wanted.items() if self._is_live(me) else ():
-            taken = sum(held for (each, _), held in self._places.items() if each == name)
-            got[name] = max(min(count, bound - taken), 0)
-            self._places[name, me] = self._places.get((name, me), 0) + got[name]
-        return got
-
-    def give(self, me: str, given: Mapping[str, int]) -> None:
-        """See `SharedStore.give_places`."""
-        for name, count in given.items():
-            left = self._places.pop((name, me), 0) - count
-            if left > 0:
-                self._places[name, me] = left
+    def hold(self, told: PlacesTold) -> list[tuple[int, int]]:
+        """See `PlacesTold`; what comes late changes nothing."""
+        self._places = {each: held for each, held in self._places.items() if self._is_live(each[1])}
+        me, answers = told.executor_id, list[tuple[int, int]]()
+        for name, had, wanted, bound in zip(told.names, told.had, told.wanted, told.bounds, strict=True):
+            others = sum(held for (each, who), (held, _) in self._places.items() if each == name and who != me)
+            got = max(min(wanted, bound - others - had), 0) if self._is_live(me) else 0
+            if self._is_live(me) and self._places.get((name, me), (0, 0))[1] < told.turn:
+                self._places[name, me] = had + got, told.turn
+            answers.append((got, others))
+        return answers

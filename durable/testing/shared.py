@@ -21,6 +21,7 @@ from durable.core.run import Run, fold
 from durable.errors import ConfigError, DurableError, LeaseLostError, StorageError
 from durable.store.base import StoreHealth, Unit
 from durable.store.overlay import earliest_due
+from durable.store.places import OwnPlaces, PlacesTold
 from durable.store.shared import (
     Claimed,
     Held,
@@ -32,6 +33,7 @@ from durable.store.shared import (
     StartAsked,
     StartBounds,
     StartRefused,
+    UserBounds,
 )  # fmt: skip
 from durable.testing.database import Listener, SharedDatabase
 
@@ -63,6 +65,7 @@ class SharedMemoryStore:
         self.poll_seconds = poll_seconds
         self.executor_id = ""
         self._renewed_at: float | None = None
+        self._places = OwnPlaces(self._tell, clock.monotonic, LATE_SECONDS)
         self._open = False
         self._writing, self._taking = asyncio.Lock(), asyncio.Lock()
         #: Runs of which this process knows that it holds them, and perhaps some that it holds no more.
@@ -181,10 +184,10 @@ class SharedMemoryStore:
     async def read(self, run_ids: Sequence[str]) -> dict[str, Held]:
         return await self._ask("read", lambda: self._database.read(run_ids))
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         me = self.executor_id
         async with self._held_only_if_told():
-            claimed = await self._ask("claim", lambda: self._database.claim(me, known, limit, now))
+            claimed = await self._ask("claim", lambda: self._database.claim(me, known, limit, now, users))
             self._mine.update(held.run.run_id for held in claimed.held)
         return claimed
 
@@ -225,13 +228,14 @@ class SharedMemoryStore:
         return await self._ask("let_in", lambda: self._database.let_in(asked, bounds))
 
     async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        me = self.executor_id
-        return await self._ask("places", lambda: self._database.ledger.take(me, wanted))
+        return await self._places.take(self.executor_id, wanted)
 
     async def give_places(self, given: Mapping[str, int]) -> None:
-        me = self.executor_id
-        await self._ask("places", lambda: self._database.ledger.give(me, given))
-        self.notify(work=True)
+        if await self._places.give(self.executor_id, given):
+            self.notify(work=True)
+
+    async def _tell(self, told: PlacesTold) -> list[tuple[int, int]]:
+        return await self._ask("places", lambda: self._database.ledger.hold(told))
 
     # -- the lease
 

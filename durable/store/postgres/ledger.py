@@ -6,14 +6,13 @@ counts as taken, never as free.
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from durable.clock import Clock
 from durable.config import PostgresSettings
 from durable.errors import RepositoryUnavailableError
+from durable.store.places import OwnPlaces, PlacesTold
 from durable.store.postgres.columns import Flags, Longs, Texts, escape, escape_some, unescape
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.statements import Statements
@@ -46,16 +45,8 @@ class Ledger:
     def __init__(self, queries: Queries, statements: Statements, *, settings: PostgresSettings, clock: Clock) -> None:
         self._queries = queries
         self._statements = statements
-        self._statement_seconds = settings.statement_seconds
-        self._clock = clock
-        self._turns = asyncio.Lock()
-        self._turn = 0
-        self._executor_id = ""
-        #: What this executor knows that it has taken, and of how many there are.
-        self._held: dict[str, int] = {}
-        self._bounds: dict[str, int] = {}
-        #: Names of which the store may believe something else, and until when what was asked for may still be carried out.
-        self._doubted: dict[str, float] = {}
+        #: What this process has taken.
+        self.places = OwnPlaces(self._tell, clock.monotonic, settings.statement_seconds)
 
     async def let_in(
         self, asked: Sequence[StartAsked], bounds: StartBounds, elsewhere: Waiting = NOTHING_ELSEWHERE
@@ -89,60 +80,16 @@ class Ledger:
         [(count, there)] = await self._queries.ask(self._statements.QUEUE, values)
         return Waiting(count, tuple(map(unescape, there or ())))
 
-    async def take_places(self, executor_id: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """See `SharedStore.take_places`."""
-        async with self._turns:
-            self._be(executor_id)
-            self._bounds.update((name, bound) for name, (_, bound) in wanted.items())
-            rows = await self._hold({name: count for name, (count, _) in wanted.items()})
-            got = {name: rows[name][0] for name in wanted}
-            for name, count in got.items():
-                self._held[name] = self._held.get(name, 0) + count
-            return got
-
-    async def give_places(self, executor_id: str, given: Mapping[str, int]) -> bool:
-        """See `SharedStore.give_places`. Returns whether others may have wanted some of these places."""
-        async with self._turns:
-            self._be(executor_id)
-            held = {name: self._held.get(name, 0) for name in given}
-            for name, count in given.items():
-                self._held[name] = max(held[name] - count, 0)
-            rows = await self._hold(dict.fromkeys(given, 0))
-            wanted = any(rows[name][1] + held[name] >= self._bounds.get(name, 0) for name in given)
-            for name in given:
-                if not self._held[name]:
-                    del self._held[name]
-                    self._bounds.pop(name, None)
-            return wanted
-
-    def _be(self, executor_id: str) -> None:
-        """Under another id, this executor holds nothing: what it held went with the other."""
-        if executor_id != self._executor_id:
-            self._executor_id = executor_id
-            self._held, self._bounds, self._doubted = {}, {}, {}
-
-    async def _hold(self, wanted: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """Say what this executor has of these names, and of all that are in doubt, and what it wants beside."""
-        names = [*wanted, *(name for name in self._doubted if name not in wanted)]
-        self._turn += 1
+    async def _tell(self, told: PlacesTold) -> list[tuple[int, int]]:
         values = {
-            "me": self._executor_id,
-            "turn": self._turn,
-            "names": Texts([escape(name) for name in names]),
-            "had": Longs([self._held.get(name, 0) for name in names]),
-            "wanted": Longs([wanted.get(name, 0) for name in names]),
-            "bounds": Longs([self._bounds.get(name, 0) for name in names]),
+            "me": told.executor_id,
+            "turn": told.turn,
+            "names": Texts([escape(name) for name in told.names]),
+            "had": Longs(told.had),
+            "wanted": Longs(told.wanted),
+            "bounds": Longs(told.bounds),
         }
-        doubted, self._doubted = self._doubted, {**self._doubted, **dict.fromkeys(names, math.inf)}
-        try:
-            rows = await self._queries.tell(self._statements.HOLD_PLACES, values)
-        except BaseException:
-            until = self._clock.monotonic() + self._statement_seconds
-            self._doubted = {**doubted, **dict.fromkeys(names, until)}
-            raise
-        now = self._clock.monotonic()
-        self._doubted = {name: until for name, until in doubted.items() if until > now}
-        return {name: (row[0], row[1]) for name, row in zip(names, rows, strict=True)}
+        return [(got, others) for got, others in await self._queries.tell(self._statements.HOLD_PLACES, values)]
 
 
 def _refused(reason: str | None, retry_after: float, bounds: StartBounds) -> StartRefused | None:

@@ -47,6 +47,7 @@ from durable.store.shared import (
     StartAsked,
     StartBounds,
     StartRefused,
+    UserBounds,
 )  # fmt: skip
 
 #: Connections of the pool that are lent to nobody, where there are more.
@@ -292,9 +293,9 @@ class PostgresStore:
         self._check()
         return await self._queries.read(run_ids)
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         self._check()
-        return await self._claims.claim(known, limit, now)
+        return await self._claims.claim(known, limit, now, users)
 
     async def take(self, run_ids: Sequence[str]) -> list[Held]:
         self._check()
@@ -324,11 +325,11 @@ class PostgresStore:
 
     async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         self._check()
-        return await self.ledger.take_places(self.executor_id, wanted)
+        return await self.ledger.places.take(self.executor_id, wanted)
 
     async def give_places(self, given: Mapping[str, int]) -> None:
         self._check()
-        if await self.ledger.give_places(self.executor_id, given):
+        if await self.ledger.places.give(self.executor_id, given):
             self.notify(work=True)
 
     # -- the lease

@@ -114,24 +114,22 @@ RETURNS TABLE (got bigint, others bigint)
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     alive boolean;
-    holds bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.places', 0));
-    PERFORM 1 FROM {schema}.executors e WHERE e.executor_id = me AND e.expires_at > clock_timestamp() FOR KEY SHARE;
-    alive := FOUND;
+    alive := EXISTS (SELECT 1 FROM {schema}.executors e WHERE e.executor_id = me AND e.expires_at > clock_timestamp());
     FOR i IN 1 .. cardinality(names) LOOP
         SELECT COALESCE(sum(p.held), 0) INTO others FROM {schema}.places p JOIN {schema}.executors e USING (executor_id)
         WHERE p.name = names[i] AND p.executor_id <> me AND e.expires_at > clock_timestamp();
         got := CASE WHEN alive THEN GREATEST(LEAST(wanted[i], bounds[i] - others - had[i]), 0) ELSE 0 END;
-        holds := had[i] + got;
-        IF alive THEN
-            INSERT INTO {schema}.places AS p (name, executor_id, held, turn)
-            SELECT names[i], me, holds, said WHERE holds > 0
-                OR EXISTS (SELECT 1 FROM {schema}.places o WHERE o.name = names[i] AND o.executor_id = me)
-            ON CONFLICT (name, executor_id) DO UPDATE SET held = EXCLUDED.held, turn = EXCLUDED.turn WHERE p.turn < EXCLUDED.turn;
-            DELETE FROM {schema}.places p WHERE p.name = names[i] AND p.executor_id = me AND p.held = 0;
+        IF alive AND (had[i] + got > 0
+            OR EXISTS (SELECT 1 FROM {schema}.places p WHERE p.name = names[i] AND p.executor_id = me AND p.held > 0)) THEN
+            INSERT INTO {schema}.places AS p (name, executor_id, held, turn) VALUES (names[i], me, had[i] + got, said)
+            ON CONFLICT (name, executor_id) DO UPDATE SET held = EXCLUDED.held, turn = EXCLUDED.turn
+            WHERE p.turn < EXCLUDED.turn;
         END IF;
         RETURN NEXT;
     END LOOP;
+    -- A line without places is kept for a while, to know by it what comes late.
+    DELETE FROM {schema}.places p WHERE p.executor_id = me AND p.held = 0 AND p.turn < said - 1000;
 END
 $$;
