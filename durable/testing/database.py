@@ -251,9 +251,9 @@ class SharedDatabase:
         return self.ledger.let_in(asked, bounds, sum(map(self._waits, self.rows)), self.rows)
 
     def _waits(self, run_id: str) -> bool:
-        run, now = self.run(run_id), self._clock.now()
-        is_due = run.due is not None and run.due <= now
-        return self.rows[run_id].owner is None and is_due and run.status is Status.READY and run.parent_id is None
+        run = self.run(run_id)
+        is_due = run.due is not None and run.due <= self._clock.now()
+        return is_due and run.status is Status.READY and run.parent_id is None
 
     # -- leases
 

@@ -13,11 +13,13 @@ import pytest
 
 from durable.clock import SYSTEM_CLOCK
 from durable.config import PostgresSettings
+from durable.core.records import Kind
+from durable.core.status import Status
 from durable.errors import RepositoryUnavailableError
 from durable.store import PostgresStore
 from durable.store.postgres.shards.store import ShardedStore
 from durable.store.shared import Notice, SharedStore, StartAsked, StartBounds, StartRefused
-from durable.testing.samples import NOW, created, finished, run_id
+from durable.testing.samples import NOW, created, finished, number_of, record, run_id
 from durable.testing.shared import SharedDatabase, SharedMemoryStore
 
 from .conftest import Opener
@@ -274,7 +276,7 @@ async def test_a_clock_that_was_set_back_keeps_nobody_out_for_long(postgres_url:
 
 
 async def test_the_queue_is_what_waits_and_what_is_announced(place: Place) -> None:
-    """Runs count that are there and due, held by nobody and started by no run; and starts that will bring such."""
+    """Runs count that are there and due, have not begun and were started by no run; and starts that will bring such."""
     one, two = await place.store(), await place.executor()
     await one.write([
         parcel(created(1)), parcel(created(2, not_before=NOW + 10**9)), parcel(created(3, parent=run_id(1))),
@@ -286,8 +288,11 @@ async def test_the_queue_is_what_waits_and_what_is_announced(place: Place) -> No
     assert all(each is None or each.retry_after > 0 for each in decided)
     await one.write([parcel(created(7))])  # it is there now, and still counts once
     assert reasons(await two.let_in(asked(9, waits=True), QUEUE)) == ["queue"]
-    held = (await two.claim(TASK, 1, NOW)).held
-    assert len(held) == 1
+    [held] = (await two.claim(TASK, 1, NOW)).held
+    assert reasons(await one.let_in(asked(9, waits=True), QUEUE)) == ["queue"], "who holds it may have no place for it"
+    number = number_of(held.run.run_id)
+    begins = parcel(record(number, 2, Kind.STARTED), epochs={number: held.epoch})
+    assert await two.write([begins]) == [None]
     assert reasons(await one.let_in(asked(9, 10, waits=True), QUEUE)) == [None, "queue"]
 
 
@@ -301,7 +306,7 @@ async def test_an_announced_run_that_does_not_come_counts_for_ten_seconds(place:
 
 
 async def test_the_queue_is_never_longer_than_it_may_be(place: Place) -> None:
-    """Four processes start and store what is let in, one takes runs out; never more than 5 wait."""
+    """Four processes start and store what is let in, one begins them; never more than 5 wait."""
     starters = [await place.store() for _ in range(4)]
     executor = await place.executor()
     bounds = RATE._replace(starts=None, queued=5)
@@ -318,12 +323,16 @@ async def test_the_queue_is_never_longer_than_it_may_be(place: Place) -> None:
                 assert await store.write([parcel(created(number))]) == [None]
                 started.add(run_id(number))
                 found = await store.read(list(started))
-                assert sum(each.owner is None for each in found.values()) <= 5
+                assert sum(each.run.status is Status.READY for each in found.values()) <= 5
 
     async def take() -> None:
         while len(taken) < 30:
-            taken.update(each.run.run_id for each in (await executor.claim(TASK, 2, NOW)).held)
+            held = (await executor.claim(TASK, 2, NOW)).held
             await asyncio.sleep(0.01)
+            numbers = {number_of(each.run.run_id): each.epoch for each in held}
+            begins = [parcel(record(number, 2, Kind.STARTED), epochs={number: numbers[number]}) for number in numbers]
+            assert await executor.write(begins) == [None] * len(begins)
+            taken.update(each.run.run_id for each in held)
 
     taking = asyncio.create_task(take())
     try:
