@@ -193,6 +193,16 @@ class HoldingResidence(Residence):
             return
         self._dismiss(entry)
 
+    def hand_back(self, entry: Entry) -> bool:
+        """Let others have a run that waits for a slot, if it may go on elsewhere; whether it does."""
+        may = (
+            entry.owned and entry.identity is None and not (entry.awaited or entry.children or entry.held or entry.slot)
+        )
+        if not may or entry.task is not None or not self.pipeline.is_durable(entry):
+            return False
+        self._dismiss(entry)
+        return True
+
     def _is_soon(self, run: Run) -> bool:
         return run.due is not None and run.due - self._clock.now() < KEEP_SECONDS
 

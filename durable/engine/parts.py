@@ -13,6 +13,7 @@ from durable.clock import Clock, Entropy
 from durable.codec import Codec, Pickled, TaggedJson
 from durable.config import Config, Limits
 from durable.core.records import Call
+from durable.engine.admission import SharedAdmission
 from durable.engine.closing import Closing
 from durable.engine.committing import commit_to, write_to
 from durable.engine.control import Control
@@ -110,12 +111,11 @@ class Parts:
         pipeline = self.pipeline = _pipeline(given, calls, self)
         kinship.pipeline = closing.pipeline = residence.pipeline = pipeline
         self._given = given
-        places = self._places = LocalPlaces(given.limits)
+        places = self._places = LocalPlaces(given.limits) if sharing is None else sharing.places
         scheduler = self.scheduler = Scheduler(
             given.clock, given.slots, places, lifecycle.begin, residence.crowded
         )  # fmt: skip
-        admission = LocalAdmission(given.clock, lambda: scheduler.starts_waiting, scheduler.pace.seconds)
-        self.gate = Gate(given.limits, admission, admission.amend)
+        self.gate = _gate(given, scheduler)
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         self.services = lifecycle.services = Services(
             host=calls.host, families=kinship, residence=residence, store=store, pipeline=pipeline, hub=given.hub,
@@ -144,9 +144,16 @@ class Parts:
             self.sharing.task_defined()
 
 
+def _gate(given: Given, scheduler: Scheduler) -> Gate:
+    if is_shared(given.store):
+        return Gate(given.limits, SharedAdmission(given.store, given.clock.monotonic))
+    admission = LocalAdmission(given.clock, lambda: scheduler.starts_waiting, scheduler.pace.seconds)
+    return Gate(given.limits, admission, admission.amend)
+
+
 def _share(given: Given) -> Sharing | None:
     if is_shared(given.store):
-        return Sharing(given.store, given.hub, given.clock, given.entropy, execute=given.execute)
+        return Sharing(given.store, given.hub, given.clock, given.entropy, given.limits, execute=given.execute)
     return None
 
 

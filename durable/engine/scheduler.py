@@ -78,7 +78,7 @@ class Scheduler:
         """Slots that no run here has or waits for; those set aside because of their user wait for a place, not for a slot."""
         if self.closed or self.paused:
             return 0
-        return max(self._slots - self.running - self._queue.ready, 0)
+        return max(min(self._slots - self.running, self._places.room) - self._queue.ready, 0)
 
     def change(self, slots: int) -> None:
         """There are so many slots now, and other places: what runs goes on, what may begin begins."""

@@ -26,6 +26,11 @@ class Places(Protocol):
         """After `take` said False: whether nobody has a place now. Else it is this user who has none, and others go first."""
         ...
 
+    @property
+    def room(self) -> int:
+        """How many more there may be."""
+        ...
+
     def give(self, user: str | None) -> None:
         """Give a place back."""
         ...
@@ -49,6 +54,11 @@ class LocalPlaces:
     def full(self) -> bool:
         """Whether nobody has a place now."""
         return self._taken >= self._most
+
+    @property
+    def room(self) -> int:
+        """How many more there are."""
+        return self._most - self._taken
 
     def take(self, user: str | None) -> bool:
         """Take a place for a run of this user, if there is one."""

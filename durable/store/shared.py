@@ -62,6 +62,18 @@ class Held(NamedTuple):
     owner: str | None
 
 
+class UserBounds(NamedTuple):
+    """How many runs of each user a claim may bring. Runs of nobody are not bounded.
+
+    Arguments:
+        most: of one user.
+        of: of some users, in place of `most`; may be 0.
+    """
+
+    most: int
+    of: Mapping[str, int]
+
+
 class Claimed(NamedTuple):
     """What a claim brought.
 
@@ -162,8 +174,11 @@ class SharedStore(Store, Protocol):
         Of several shards, those that can be asked answer; raises `RepositoryUnavailableError` where none can that has one of them."""
         ...
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
-        """Take hold of at most `limit` runs that are due at `now`, that nobody holds and whose task and version are known."""
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
+        """Take hold of at most `limit` runs that are due at `now`, that nobody holds and whose task and version are known.
+
+        With `users`, those of users who may have none are passed over; of one user's, fewer may come than there could be, never none.
+        """
         ...
 
     async def take(self, run_ids: Sequence[str]) -> list[Held]:

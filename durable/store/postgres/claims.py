@@ -21,7 +21,7 @@ from durable.store.postgres.columns import Longs, Texts, escape, escape_some, un
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.statements import Statements
-from durable.store.shared import Claimed, Held, Known, Placement
+from durable.store.shared import Claimed, Held, Known, Placement, UserBounds
 
 #: Candidates beyond those that are wanted, for each task: others may be about to take the first.
 SPARE = 50
@@ -109,12 +109,17 @@ class Claims:
 
     # -- holding runs
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         """See `SharedStore.claim`."""
         me = self.executor_id
         values = {"me": me, "limit": limit, "reach": 2 * limit + SPARE, "now": float(now), **_columns(known)}
+        statement = self._statements.CLAIM
+        if users is not None:
+            statement = self._statements.CLAIM_FEW
+            names, counts = Texts([escape(user) for user in users.of]), Longs(list(users.of.values()))
+            values |= {"users": names, "counts": counts, "most": users.most}
         async with self._held_only_if_told():
-            rows = await self._queries.tell(self._statements.CLAIM, values)
+            rows = await self._queries.tell(statement, values)
             self._recent.mine.update(row[1] for row in rows if row[1] is not None)
         held = [self._queries.held(row[1:6], row[6], me) for row in rows if row[1] is not None]
         return Claimed(held, len(held) >= limit, rows[0][0])
