@@ -378,13 +378,13 @@ def test_why_a_dead_letter_was_discarded_is_on_record() -> None:
 def test_a_dead_letter_is_retried_so_often_and_no_more() -> None:
     """Only retries as a dead letter count, and only they have a bound, which the refusal names."""
     run = made(Status.FAILED)
-    give(run, Revive(), Begin(), Fail(FAILURE))
+    give(run, Revive(), Begin(), Fail(FAILURE, retryable=False))
     assert run.retried == 0
-    give(run, Revive(letter_retries=1), Begin(), Fail(FAILURE))
+    give(run, Revive(letter_retries=1), Begin(), Fail(FAILURE, retryable=False))
     assert (run.status, run.retried) == (Status.FAILED, 1)
     with pytest.raises(LimitError, match=r"once already.*limits.dead_letter_retries \(1\)"):
         give(run, Revive(letter_retries=1))
-    give(run, Revive(letter_retries=2), Begin(), Fail(FAILURE))
+    give(run, Revive(letter_retries=2), Begin(), Fail(FAILURE, retryable=False))
     with pytest.raises(LimitError, match="2 times already"):
         give(run, Revive(letter_retries=2))
     give(run, Revive(), Begin())
