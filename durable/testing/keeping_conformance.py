@@ -31,7 +31,11 @@ class KeepingConformance:
 
     async def test_a_count_is_how_many_a_query_finds(self, world: World) -> None:
         """For each condition, alone and with another; however small the limit."""
-        units = [*each_wait(), finished(20, user="u", key="k"), [created(21), record(21, 2, Kind.STARTED), failed(21, 3)]]
+        units = [
+            *each_wait(),
+            finished(20, user="u", key="k"),
+            [created(21), record(21, 2, Kind.STARTED), failed(21, 3)],
+        ]
         await world.store.commit(units)
         store = await world.ready()
         runs = [fold(unit) for unit in units]

@@ -27,7 +27,7 @@ from durable.store.postgres.apart import Apart
 from durable.store.postgres.claims import Claims
 from durable.store.postgres.migrations import migrate, verify
 from durable.store.postgres.notices import Notices
-from durable.store.postgres.pruning import Pruning
+from durable.store.postgres.pruning import Pruning, Watched
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
@@ -254,9 +254,9 @@ class PostgresStore:
         self._check()
         return await self._queries.count(wanted)
 
-    async def prune(self, before: float, limit: int) -> int:
+    async def prune(self, before: float, limit: int, watched: Watched | None = None) -> int:
         self._check()
-        return await self._pruning.prune(before, limit)
+        return await self._pruning.prune(before, limit, watched)
 
     async def next_due(self, after: float) -> float | None:
         self._check()
