@@ -26,7 +26,7 @@ from tests.acceptance import keeping_worker
 from tests.acceptance.grounds import SECONDS_MAX, Ground, folder, memory, postgres, until
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("DURABLE_KEEPING_KILLS", "12"))
+KILLS = int(os.environ.get("DURABLE_KEEPING_KILLS", "8"))
 DAY = 86_400.0
 
 failing: set[str] = set()
@@ -118,12 +118,12 @@ async def test_what_has_been_closed_for_long_goes_and_nothing_else(
         assert await app.find("k") is None
         again = await app.start(brief.options(key="k"), "again")
         assert again.run_id != keyed.run_id and await again == "againagain"
-        await waiting.send("go", 1)
+        await (await app.get(waiting.run_id)).send("go", 1)
         assert await (await app.get(waiting.run_id)) == 1
         for handle in families:  # they go on as if nothing had been beside them
             for child in await (await app.get(handle.run_id)).children():
-                if child.task_name == "retention_waiter":
-                    await (await app.get(child.run_id)).send("go", 2)
+                if await child.status() is not Status.COMPLETED:
+                    await child.send("go", 2)
             found = await (await app.get(handle.run_id))
             assert [child.result for child in found] == ["membermember", 2]
     async with ground.app() as app:
