@@ -416,8 +416,8 @@ class Story:
         values: dict[str, Any] = {
             "status": frozenset({run.status, *self.rng.sample(list(Status), self.rng.randrange(3))}),
             "task": run.task, "user": run.user, "key": run.key, "parent_id": run.parent_id, "dead": True, "open": True,
-            "due_after": due - self.rng.choice((0.0, 1.0)), "due_by": due + self.rng.choice((0.0, 1.0)), "ended_by": self.rng.choice(ends or [self.now]),
-            "after": run.run_id,
+            "due_after": due - self.rng.choice((0.0, 1.0)), "due_by": due + self.rng.choice((0.0, 1.0)),
+            "ended_by": self.rng.choice(ends or [self.now]), "after": run.run_id,
             "limit": self.rng.choice((-1, 0, 1, 3, 10_000)),
         }  # fmt: skip
         chosen = {field: values[field] for field in sorted(fields)}
