@@ -19,6 +19,7 @@ from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.status import Status
 from durable.engine.engine import Engine
+from durable.engine.letters import DeadLetters
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
@@ -247,30 +248,6 @@ class Durable:
         """How much is going on."""
         self._engine.check_readable()
         return Stats(**self._engine.statistics(), health=self._engine.store.health())
-
-
-class DeadLetters:
-    """Runs that ended in failure after their last attempt, and were not retried or discarded since."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def list(self) -> AsyncIterator[RunInfo]:
-        """All dead letters, oldest first."""
-        self._engine.check_readable()
-        after: str | None = None
-        while page := await self._engine.store.query(RunFilter(dead=True, after=after, limit=PAGE)):
-            for run in page:
-                yield RunInfo.of(run)
-            after = page[-1].run_id
-
-    async def retry(self, run_id: str) -> None:
-        """Let the run go on from the step that failed. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.retry_run(run_id)
-
-    async def discard(self, run_id: str) -> None:
-        """Take the run off the list; its history stays. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.discard_run(run_id)
 
 
 def _check_limits(limits: Limits, execute: bool) -> None:

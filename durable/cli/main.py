@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from durable.cli import deciding, demo, explaining, logs, looking, migrating, worker
+from durable.cli import deciding, demo, explaining, keeping, letters, logs, looking, migrating, worker
 from durable.cli.target import DEFAULT_FOLDER
 from durable.cli.terminal import complain, without_passwords
 from durable.core.status import Status
@@ -44,6 +44,13 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"
+
+
+def _age(text: str) -> float:
+    return _seconds(text.rstrip("smhd") or "-") * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}.get(text[-1:], 1)
+
+
+_age.__name__ = "age like 90s, 30m, 12h or 7d"
 
 
 def _statuses(text: str) -> frozenset[Status]:
@@ -87,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _add_runs(add)
+    _add_keeping(add)
     command = add(
         "worker", worker.work, help="execute the tasks of a module until SIGTERM or SIGINT, which lets bodies finish"
     )
@@ -144,6 +152,28 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
             command.add_argument("--follow", action="store_true", help="go on until the run ends")
         if name in ("cancel", "stop"):
             command.add_argument("--reason", help="recorded with it")
+
+
+def _add_keeping(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead-letters", letters.dead_letters, help="runs that failed for good: list them, retry or discard them"
+    )
+    command.add_argument(
+        "action", nargs="?", choices=("list", "retry", "discard"), default="list", help="(default list)"
+    )
+    command.add_argument("run", nargs="?", metavar="RUN", help="id, beginning of an id, or key: for retry and discard")
+    command.add_argument("--all", action="store_true", help="for retry: all of them, the oldest first")
+    command.add_argument("--task", help="for list and retry --all: those of this task")
+    command.add_argument("--user", help="whose key it is, for the key of a user's run")
+    command.add_argument("--json", action="store_true", help="a line of JSON for each run")
+    command = add(
+        "gc", keeping.gc, help="forget families of runs that have long been closed, with their events and payloads"
+    )
+    command.add_argument(
+        "--older-than", type=_age, default=7 * 86_400.0, metavar="AGE",
+        help="those that ended longer ago, as in 90s, 30m, 12h or 7d (default 7d)",
+    )  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="only count what would go")
 
 
 def _add_log(commands: argparse._SubParsersAction[_Parser], store: _Parser) -> None:

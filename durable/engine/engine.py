@@ -122,6 +122,8 @@ class Engine:
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(parts.task_defined, task.name)
 
+        if self._given.execute:
+            parts.keeper.open()
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
 
@@ -165,6 +167,7 @@ class Engine:
         parts.scheduler.close()
         if self._bringing is not None:
             self._bringing.cancel()
+        await parts.keeper.close()
         if parts.sharing is not None:
             await parts.sharing.stop()
         await parts.residence.close()
@@ -316,9 +319,13 @@ class Engine:
         """Try a failed run again."""
         await self._parts.control.retry(run_id)
 
-    async def discard_run(self, run_id: str) -> None:
+    async def retry_letter(self, run_id: str) -> None:
+        """Try a failed run again as a dead letter, which may happen only so often."""
+        await self._parts.control.retry(run_id, self._given.limits.dead_letter_retries)
+
+    async def discard_run(self, run_id: str, reason: str | None = None) -> None:
         """Take a dead letter off the list."""
-        await self._parts.control.command(run_id, Discard())
+        await self._parts.control.command(run_id, Discard(reason))
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""

@@ -46,11 +46,11 @@ class Lifecycle:
     table: Table
     #: Where runs are shared: told of a run that can go on, but that nobody holds.
     offer: Callable[[Entry], None]
-    #: Where runs are shared: told of the end of a run.
-    ended: Callable[[Run], None] | None = None
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        #: Told of the end of each run.
+        self.ended: list[Callable[[Run], None]] = []
         #: Runs whose task no imported module defines, by task.
         self._orphans: dict[str, dict[Entry, None]] = {}
         #: Bodies that ignored being cancelled.
@@ -373,8 +373,8 @@ class Lifecycle:
                 if not waiter.done():
                     waiter.set_result(ended)
             entry.waiters.clear()
-        if self.ended is not None:
-            self.ended(run)
+        for told in self.ended:
+            told(run)
         self.closing.close(entry)
         parent, entry.parent = entry.parent, None  # the parent may leave memory, and come back as another entry
         if parent is not None:

@@ -21,6 +21,7 @@ from durable.engine.divergence import known_call
 from durable.engine.entrance import Entrance
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
+from durable.engine.keeping import Keeper
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
@@ -124,6 +125,11 @@ class Parts:
             has_step=known_call, closing=asyncio.Event(), on_step=given.on_step,
         )  # fmt: skip
         self.control = Control(table, pipeline, lifecycle, revival, sharing, calls.check_open)
+        self.keeper = Keeper(
+            store, given.config.retention, lambda: given.limits, given.clock, command=self.control.command,
+            entropy=None if sharing is None else given.entropy, alone=revival.lock if sharing is None else None,
+        )  # fmt: skip
+        lifecycle.ended.append(self.keeper.ended)
         self.starter = kinship.starter = Starter(
             table, store=store, pipeline=pipeline, scheduler=scheduler,
             entrance=Entrance(self.gate, scheduler, store, calls.host, given.clock),

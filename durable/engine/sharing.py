@@ -24,7 +24,14 @@ from durable.engine.mailbox import Mailbox
 from durable.engine.pipeline import Pipeline
 from durable.engine.places import SharedPlaces
 from durable.engine.scheduler import Scheduler
-from durable.errors import DurableError, HistoryLimitError, LimitError, RepositoryUnavailableError, TransitionError
+from durable.errors import (
+    DurableError,
+    HistoryLimitError,
+    LimitError,
+    RepositoryUnavailableError,
+    RunNotFoundError,
+    TransitionError,
+)
 from durable.events.hub import Hub
 from durable.store.shared import Notice, Parcel, SharedStore, make_token
 
@@ -78,7 +85,7 @@ class Sharing:
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         self.places.found, self.places.none_left = self._claims.work, self._hand_back
-        lifecycle.ended = self.following.told
+        lifecycle.ended.append(self.following.told)
 
     async def open(self) -> None:
         """Begin to take part."""
@@ -158,7 +165,10 @@ class Sharing:
                     async with asyncio.timeout(self.store.poll_seconds):
                         await event.wait()
                 except TimeoutError:
-                    continue
+                    if await self.store.find(run_id) is None:
+                        raise RunNotFoundError(
+                            f"run {run_id} was forgotten before it answered (retention.closed_seconds)"
+                        ) from None
         finally:
             self._heard.pop(run_id, None)
         if answer.code:

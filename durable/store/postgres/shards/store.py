@@ -29,6 +29,7 @@ from durable.store.base import StoreHealth, Unit
 from durable.store.postgres.shards.claims import Claiming
 from durable.store.postgres.shards.courier import Courier, Post
 from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.keeping import Keeping
 from durable.store.postgres.shards.limits import Limited
 from durable.store.postgres.shards.placing import Placing
 from durable.store.postgres.shards.reach import Reach
@@ -51,7 +52,7 @@ class Shard(SharedStore, Post, Member, Protocol):
         ...
 
 
-class ShardedStore(Claiming, Limited):
+class ShardedStore(Claiming, Keeping, Limited):
     """See the module, and `durable.store.shared.SharedStore`. What is not told here of one shard is told of all: it fails if one does.
 
     Arguments:
