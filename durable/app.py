@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -228,14 +229,16 @@ class Durable:
             after = page[-1].run_id
             left = None if left is None else left - size
 
-    async def subscribe(self, key_or_run_id: str, after: int = 0, *, steps: bool = False) -> AsyncIterator[Event]:
-        """The events of the run with this key or id. Raises `RunNotFoundError`."""
+    async def subscribe(
+        self, key_or_run_id: str, after: int = 0, *, steps: bool = False, heartbeat: float | timedelta | None = None
+    ) -> AsyncIterator[Event]:
+        """The events of the run with this key or id, as `Handle.events`. Raises `RunNotFoundError`."""
         handle = await self.find(key_or_run_id)
         if handle is None and is_run_id(key_or_run_id):
             handle = await self.get(key_or_run_id)
         if handle is None:
             raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
-        async for event in handle.events(after, steps):
+        async for event in handle.events(after, steps, heartbeat):
             yield event
 
     async def stats(self) -> Stats:
