@@ -132,7 +132,7 @@ class Reading:
                 ring.forget()
             return
         async with ring.reading:
-            if reader.behind or not reader.has_to_ask:
+            if reader.after < ring.last or not ring.news:
                 return  # somebody else has asked meanwhile
             after = reader.after
             ring.news = False  # what is heard from here on counts anew
