@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -238,8 +238,9 @@ class Durable:
             handle = await self.get(key_or_run_id)
         if handle is None:
             raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
-        async for event in handle.events(after, steps, heartbeat):
-            yield event
+        async with aclosing(handle.events(after, steps, heartbeat)) as events:  # type: ignore[type-var]  # it is a generator
+            async for event in events:
+                yield event
 
     async def stats(self) -> Stats:
         """How much is going on."""

@@ -6,10 +6,10 @@ Law: every answer comes from the store, and so was durable before. A reader that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from durable.clock import Clock
 from durable.core.query import RunFilter
@@ -42,10 +42,10 @@ class Silence:
         """It was told something."""
         self._ends_at = None
 
-    async def during(self, pause: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    async def during(self, pause: Awaitable[None]) -> AsyncGenerator[None]:
         """Wait for `pause`, and tell each time that it was silent too long."""
         loop = asyncio.get_running_loop()
-        pausing = loop.create_task(pause)
+        pausing = asyncio.ensure_future(pause)
         try:
             while True:
                 if self._ends_at is None:
@@ -101,6 +101,7 @@ class Reading:
                             yield record
                             if silence is not None:
                                 silence.broken()
+                pause: Awaitable[None]
                 if reader.has_to_ask:
                     pause = self._ask_store(run_id, reader)
                 elif reader.ring.ended:

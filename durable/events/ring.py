@@ -169,14 +169,12 @@ class Ring:
                 waiter.set_result(None)
         self._waiting.clear()
 
-    async def wait(self) -> None:
-        """Return when something has come."""
+    def wait(self) -> asyncio.Future[None]:
+        """What is done when something comes, from this call on."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiting.discard(waiter)
+        waiter.add_done_callback(self._waiting.discard)
+        return waiter
 
 
 class Reader:
