@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -234,15 +235,18 @@ class Durable:
             after = page[-1].run_id
             left = None if left is None else left - size
 
-    async def subscribe(self, key_or_run_id: str, after: int = 0, *, steps: bool = False) -> AsyncIterator[Event]:
-        """The events of the run with this key or id. Raises `RunNotFoundError`."""
+    async def subscribe(
+        self, key_or_run_id: str, after: int = 0, *, steps: bool = False, heartbeat: float | timedelta | None = None
+    ) -> AsyncIterator[Event]:
+        """The events of the run with this key or id, as `Handle.events`. Raises `RunNotFoundError`."""
         handle = await self.find(key_or_run_id)
         if handle is None and is_run_id(key_or_run_id):
             handle = await self.get(key_or_run_id)
         if handle is None:
             raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
-        async for event in handle.events(after, steps):
-            yield event
+        async with aclosing(handle.events(after, steps, heartbeat)) as events:  # type: ignore[type-var]  # it is a generator
+            async for event in events:
+                yield event
 
     async def stats(self) -> Stats:
         """How much is going on."""

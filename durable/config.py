@@ -164,16 +164,19 @@ class StreamSettings:
 
     Arguments:
         buffer_size: records of one run that are kept in memory for those who follow it; who lags further behind reads from the store.
+        buffer_bytes: most bytes that these records take; the last one is kept even if it has more.
         retention_seconds: how long they are kept after the last of these has gone or the run has ended, for one who comes back.
         retained_max: most runs of which they are kept so.
     """
 
     buffer_size: int = 1024
+    buffer_bytes: int = MIB
     retention_seconds: float = 60.0
     retained_max: int = 1000
 
     def __post_init__(self) -> None:
         _require(self.buffer_size >= 1, "stream.buffer_size", self.buffer_size, "at least 1")
+        _require(self.buffer_bytes >= KIB, "stream.buffer_bytes", self.buffer_bytes, "at least 1024")
         _require(self.retention_seconds >= 0, "stream.retention_seconds", self.retention_seconds, "zero or more")
         _require(self.retained_max >= 0, "stream.retained_max", self.retained_max, "zero or more")
 

@@ -6,7 +6,7 @@ Law: it opens and closes the parts in order; rules live in `core/`, and what fol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from durable.clock import Clock, Entropy
@@ -29,6 +29,7 @@ from durable.errors import (
     StorageError,
     TransitionError,
 )
+from durable.events.hub import StreamStats
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -48,7 +49,7 @@ class Engine:
             store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute
         )
         self._parts: Parts
-        self._reading = Reading(store, self._given.hub, self._is_over)
+        self._reading = Reading(store, self._given.hub, clock, self._is_over)
         self._state = "new"
         self._bringing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -190,7 +191,7 @@ class Engine:
             for entry in parts.table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
                 entry.definition = None  # who closed an application may keep it, and need not keep its tasks
-            self._given.hub.wake_all()
+            self._given.hub.close()
             self._task_defined = None
             await services.invoker.close()
             await self._given.store.close()
@@ -282,9 +283,15 @@ class Engine:
                 entry.waiters.remove(waiter)
             self._parts.lifecycle.let_go(entry)
 
-    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(
+        self, run_id: str, after: int, *, steps: bool = True, heartbeat: float | None = None
+    ) -> AsyncGenerator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
-        return self._reading.records(run_id, after)
+        return self._reading.records(run_id, after, steps=steps, heartbeat=heartbeat)
+
+    def streams(self) -> StreamStats:
+        """How much is followed."""
+        return self._given.hub.statistics()
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""

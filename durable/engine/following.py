@@ -150,7 +150,7 @@ class Following:
         for run_id, held in found.items():
             if held.run.ended:
                 self.told(held.run)
-            if held.run.seq > self._seen.get(run_id, 0) and run_id in self._hub.followed:
+            if held.run.seq > self._seen.get(run_id, 0) and self._hub.is_followed(run_id):
                 self._seen[run_id] = held.run.seq
                 self._hub.look_again((run_id,))
 

@@ -59,8 +59,11 @@ class Given:
     entropy: Entropy
     codec: TaggedJson
     execute: bool
-    hub: Hub = field(default_factory=Hub)
     on_step: Callable[[str, Call], None] | None = None
+    hub: Hub = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hub = Hub(self.config.stream, shared=is_shared(self.store))
 
     @property
     def slots(self) -> int:
