@@ -202,7 +202,7 @@ def _calls(facts: Facts) -> Iterator[str]:
             case Kind.WAITING:
                 until = "" if "until" not in head else f", until {_until(float(head['until']), now)} at most"
                 yield f"it waits for the signal {escaped(repr(head.get('what')))}{until}"
-            case Kind.TIMER_SET if record.name == "timeout":
+            case Kind.TIMER_SET if record.name.endswith("timeout"):
                 yield f"a time limit in it ends at {_until(float(head.get('until', 0.0)), now)}"
             case Kind.TIMER_SET:
                 yield f"it sleeps until {_until(float(head.get('until', 0.0)), now)}"

@@ -33,7 +33,7 @@ from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
-from durable.tasks.registry import find_task, on_new_task
+from durable.tasks.registry import find_code, find_task, on_new_task
 
 
 class Engine:
@@ -163,8 +163,12 @@ class Engine:
             await stop_bodies(parts.table, self._given.config.engine)
             if parts.pipeline.failure is None:
                 for entry in parts.table:
-                    parts.scheduler.forget(entry)
-                    if entry.run.executing and find_task(entry.run.task) is not None:
+                    run = entry.run
+                    if (
+                        run.executing
+                        and not parts.scheduler.forget(entry)
+                        and find_code(run.task, run.version) is not None
+                    ):
                         parts.pipeline.stage(entry, Release())
             await parts.pipeline.close()
         finally:

@@ -22,6 +22,7 @@ from durable.engine.invoke import Invoker
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
+from durable.engine.recoveries import Recoveries
 from durable.engine.residence import Residence
 from durable.engine.revival import Revival
 from durable.engine.scheduler import Scheduler
@@ -98,19 +99,20 @@ class Parts:
         pipeline = self.pipeline = _pipeline(given, calls, self)
         kinship.pipeline = closing.pipeline = residence.pipeline = pipeline
         scheduler = self.scheduler = Scheduler(
-            given.clock, given.limits.max_running if given.execute else 0, lifecycle.begin, residence.crowded
-        )
+            given.clock, given.limits.max_running if given.execute else 0, lifecycle.begin, residence.crowded,
+            Recoveries(settings.max_concurrent_recoveries),
+        )  # fmt: skip
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         self.services = lifecycle.services = Services(
             host=calls.host, families=kinship, residence=residence, store=store, pipeline=pipeline, hub=given.hub,
             turns=Turns(asyncio.get_running_loop()), invoker=Invoker(settings.thread_workers, settings.process_workers),
             codec=given.codec, codecs=given.codec_of, clock=given.clock, entropy=given.entropy, settings=settings,
-            has_step=known_call, closing=asyncio.Event(), on_step=given.on_step,
+            has_step=known_call, closing=asyncio.Event(), on_step=given.on_step, caught_up=scheduler.caught_up,
         )  # fmt: skip
         self.control = Control(table, pipeline, lifecycle, revival, sharing, calls.check_open)
         self.starter = kinship.starter = Starter(
             table, store=store, pipeline=pipeline, scheduler=scheduler,
-            codec=given.codec, clock=given.clock, entropy=given.entropy,
+            codec=given.codec, clock=given.clock, entropy=given.entropy, timeout=settings.default_timeout_seconds,
         )  # fmt: skip
 
     def task_defined(self, name: str) -> None:

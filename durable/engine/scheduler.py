@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from durable.clock import Clock
 from durable.engine.entry import Entry
+from durable.engine.recoveries import Recoveries
 
 #: How much earlier than it was created a run stands for each point of priority, seconds.
 PRIORITY_SECONDS = 60.0
@@ -29,15 +30,18 @@ class Scheduler:
     Arguments:
         begin: stages the beginning of a run that has its slot.
         crowded: called when a run has to wait for a slot.
+        recoveries: places for runs that go on after a crash.
     """
 
     def __init__(
-        self, clock: Clock, max_running: int, begin: Callable[[Entry], None], crowded: Callable[[], None]
-    ) -> None:
+        self, clock: Clock, max_running: int, begin: Callable[[Entry], None], crowded: Callable[[], None],
+        recoveries: Recoveries,
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._max_running = max_running
         self._begin = begin
         self._crowded = crowded
+        self.recoveries = recoveries
         self._queue: list[tuple[float, str, int, Entry]] = []
         self._places = 0
         #: Places in the queue whose run no longer wants to begin.
@@ -61,7 +65,7 @@ class Scheduler:
         """Slots that no run here has or waits for."""
         if self.closed or self.paused:
             return 0
-        return max(self._max_running - self.running - len(self._queue) + self._stale, 0)
+        return max(self._max_running - self.running - len(self._queue) + self._stale - self.recoveries.waiting, 0)
 
     def try_slot(self, entry: Entry) -> bool:
         """Take a slot for a run that begins at once, if there is one and nobody waits for it."""
@@ -90,6 +94,8 @@ class Scheduler:
                 loop = asyncio.get_running_loop()
                 entry.timer = loop.call_later(min(wait, TIMER_SECONDS_MAX), self._due, entry)
             return
+        if entry.run.executing and not self.recoveries.enter(entry, self._standing_of(entry)):
+            return
         if self._try_slot(entry):
             self._begin(entry)
         else:
@@ -111,10 +117,20 @@ class Scheduler:
             entry.slot = False
             if entry.counted:
                 self.running -= 1
+        self.caught_up(entry)
         self.fill()
 
-    def forget(self, entry: Entry) -> None:
-        """The run no longer wants to begin."""
+    def caught_up(self, entry: Entry) -> None:
+        """The run does not repeat any more what it did before: others may."""
+        self.recoveries.leave(entry)
+        while not self.closed and (following := self.recoveries.next()) is not None:
+            self.schedule(following)
+            if not (following.slot or following.place):
+                self.recoveries.leave(following)  # it no longer wants to begin
+
+    def forget(self, entry: Entry) -> bool:
+        """The run no longer wants to begin; returns whether it was about to go on after a crash, and has not."""
+        waited = self.recoveries.leave(entry) or (entry.place > 0 and entry.run.executing)
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
@@ -125,6 +141,7 @@ class Scheduler:
                 self._queue = [place for place in self._queue if place[3].place == place[2]]
                 heapq.heapify(self._queue)
                 self._stale = 0
+        return waited
 
     def _is_free(self, entry: Entry) -> bool:
         if entry.awaited:
@@ -133,12 +150,15 @@ class Scheduler:
         return parent is not None and not entry.run.joined and not parent.run.asleep
 
     def _standing(self, entry: Entry) -> float:
-        run, parent = entry.run, entry.parent
-        standing = run.created_at - PRIORITY_SECONDS * run.priority
+        parent, standing = entry.parent, self._standing_of(entry)
         if parent is None:
             return standing
         parent.branches += 1
         return standing + SIBLING_SECONDS * parent.branches
+
+    @staticmethod
+    def _standing_of(entry: Entry) -> float:
+        return entry.run.created_at - PRIORITY_SECONDS * entry.run.priority
 
     def _take(self, entry: Entry) -> None:
         entry.slot = True

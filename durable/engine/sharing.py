@@ -69,7 +69,7 @@ class Sharing:
             Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
             for number, shard in enumerate(self.store.shards)
         ]
-        lifecycle.offer = self._offer
+        lifecycle.offer, lifecycle.lost_by = self._offer, "stale"
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         lifecycle.ended = self.following.told

@@ -31,7 +31,7 @@ from durable.store.base import Store
 from durable.store.shared import Parcel, is_shared, make_token
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code, find_task
 
 
 class Parentage(NamedTuple):
@@ -47,8 +47,10 @@ class Starter:
 
     def __init__(
         self, table: Table, *, store: Store, pipeline: Pipeline, scheduler: Scheduler,
-        codec: TaggedJson, clock: Clock, entropy: Entropy,
+        codec: TaggedJson, clock: Clock, entropy: Entropy, timeout: float | None,
     ) -> None:  # fmt: skip
+        #: Of an attempt, for tasks that set none.
+        self._timeout = timeout
         self._table = table
         self._store = store
         self._pipeline = pipeline
@@ -121,6 +123,7 @@ class Starter:
             user = parent.run.user
         encoded = self._codec.encode(arguments, task.facts.input_hint, f"the input of task {task.name!r}")
         create = creation(task, options, encoded, user)
+        create.timeout = create.timeout or self._timeout
         create.key = self._key(task, options, arguments, user)
         if create.key is not None:
             essential = task.facts.essential(arguments)
@@ -245,7 +248,8 @@ class Starter:
         wishes: list[Wish] = [(entry, create)]
         if create.key is not None:
             self._creating[create.user, create.key] = entry
-        if not create.delay and self._scheduler.try_slot(entry):
+        has_code = find_code(create.task, create.version) is not None
+        if has_code and not create.delay and self._scheduler.try_slot(entry):
             wishes.append((entry, Begin()))
         else:
             entry.owned = self.holding is None
