@@ -41,7 +41,9 @@ class Stats:
         loaded: runs that this process has in hand.
         running: runs that hold a slot.
         queued: runs that wait for one.
-        orphaned: runs whose task no imported module defines.
+        orphaned: runs whose task no imported module defines, or not in their version.
+        orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
+        recovering: runs that go on after a crash and have not yet caught up with what they had done.
         subscribers: live event streams.
         health: how the store is.
     """
@@ -50,6 +52,8 @@ class Stats:
     running: int
     queued: int
     orphaned: int
+    orphans: dict[str, int]
+    recovering: int
     subscribers: int
     health: StoreHealth
 

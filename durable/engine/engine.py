@@ -17,6 +17,7 @@ from durable.core.query import RunFilter
 from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
+from durable.engine.lacking import lacking
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
@@ -229,6 +230,18 @@ class Engine:
 
     # --- asking -----------------------------------------------------------------------------------------------------------------
 
+    async def lacks(self, run: Run) -> str | None:
+        """What keeps the run from going on, if it is that nobody has the code of it."""
+        if run.due is None or run.ended or (self._given.execute and find_code(run.task, run.version) is not None):
+            return None
+        if self._parts.sharing is not None:
+            placement = await self._parts.sharing.store.placement(run.run_id)
+            if placement is None or placement.owner is not None or placement.executors:
+                return None
+            return lacking(run, placement.versions, "no executor that is alive")
+        known = find_task(run.task)
+        return lacking(run, [] if known is None else [known.version], "nothing that this process has imported")
+
     def definition_of(self, name: str) -> TaskDefinition | None:
         """The task of this name, where an imported module defines it."""
         return find_task(name)
@@ -280,7 +293,7 @@ class Engine:
         """The runs that this run started, in order; not the one that is its coordinator."""
         return await self._reading.children_of(run_id)
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> dict[str, Any]:
         """How much is going on."""
         scheduler = self._parts.scheduler
         return {
@@ -288,6 +301,8 @@ class Engine:
             "running": scheduler.running,
             "queued": scheduler.queued,
             "orphaned": self._parts.lifecycle.orphaned,
+            "orphans": self._parts.lifecycle.orphans,
+            "recovering": scheduler.recoveries.inside + scheduler.recoveries.waiting,
             "subscribers": len(self._given.hub),
         }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
@@ -202,12 +203,19 @@ class Lifecycle:
             self.go_on(entry)
 
     def orphan(self, entry: Entry) -> None:
-        """The run waits until a module that defines its task is imported."""
+        """The run waits until a module is imported that defines its task, in its version."""
         run = entry.run
         orphans = self._orphans.setdefault(run.task, {})
         if run.due is not None and entry not in orphans:
-            logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
+            version = "" if run.version is None else f" in version {run.version!r}"
+            logger.warning("run %s waits: no imported module defines its task %r%s", run.run_id, run.task, version)
         orphans[entry] = None
+
+    @property
+    def orphans(self) -> dict[str, int]:
+        """How many runs wait for each task and version."""
+        waiting = (entry.run for entries in self._orphans.values() for entry in entries)
+        return dict(Counter(run.task if run.version is None else f"{run.task} {run.version}" for run in waiting))
 
     @property
     def orphaned(self) -> int:

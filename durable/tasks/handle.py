@@ -76,9 +76,11 @@ class RunInfo:
     error: str | None
     reason: str | None
     last_seq: int
+    #: What `Handle.info` says of a run that nobody can execute now: which code it needs, which there is, and what to do.
+    waits_for: str | None = None
 
     @classmethod
-    def of(cls, run: Run) -> RunInfo:
+    def of(cls, run: Run, waits_for: str | None = None) -> RunInfo:
         """Describe a run."""
         failure = run.failure or {}
         return cls(
@@ -102,6 +104,7 @@ class RunInfo:
             error=failure.get("message"),
             reason=run.reason,
             last_seq=run.seq,
+            waits_for=waits_for,
         )
 
 
@@ -215,7 +218,8 @@ class Handle(Generic[R_co]):
 
     async def info(self) -> RunInfo:
         """All about the run but its input and result."""
-        return RunInfo.of(await self._host.find_run(self.run_id))
+        run = await self._host.find_run(self.run_id)
+        return RunInfo.of(run, await self._host.lacks(run))
 
     async def events(self, after: int = 0, steps: bool = False) -> AsyncIterator[Event]:
         """Events with a higher `seq` than `after`: those that were, then live ones; ends with the run.
