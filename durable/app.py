@@ -5,10 +5,12 @@ Law: it holds no rule of its own; it checks what it is given, chooses a store, a
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -17,8 +19,10 @@ from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.config import Config, Limits
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
+from durable.core.retry import seconds
 from durable.core.status import Status
 from durable.engine.engine import Engine
+from durable.engine.serving import on_signals
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
@@ -109,6 +113,7 @@ class Durable:
         self.limits = limits
         self.config = config
         self._world = (clock, entropy)
+        self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
@@ -133,10 +138,52 @@ class Durable:
         enter_host(self._engine)
         return self
 
-    async def close(self) -> None:
-        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store."""
+    async def close(self, grace: float | timedelta | None = None) -> None:
+        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store.
+
+        Arguments:
+            grace: seconds, in place of `engine.shutdown_grace_seconds`; with 0 bodies are cancelled at once.
+        """
+        self.stop_serving()
         leave_host(self._engine)
-        await self._engine.close()
+        await self._engine.close(None if grace is None else seconds(grace, "grace"))
+
+    async def serve(
+        self, *, ready: Callable[[], None] | None = None, stopping: Callable[[], None] | None = None
+    ) -> None:
+        """Open if need be, execute until the first SIGTERM or SIGINT, or `stop_serving()`, then close within the grace.
+
+        A second signal ends the process at once, by the signal itself: what was not finished goes on in the next one. What happened at
+        these signals before holds again when this returns. Outside of the main thread no signal comes.
+
+        Arguments:
+            ready: called once it is open.
+            stopping: called when it begins to close.
+
+        Raises what `open` raises.
+        """
+        stop = asyncio.Event()
+        self._serving = (asyncio.get_running_loop(), stop)
+        try:
+            with on_signals(stop.set):
+                try:
+                    if self._engine.is_new:
+                        await self.open()
+                    if ready is not None:
+                        ready()
+                    await stop.wait()
+                    if stopping is not None:
+                        stopping()
+                finally:
+                    await self.close()
+        finally:
+            self._serving = None
+
+    def stop_serving(self) -> None:
+        """Have `serve` end as a signal does; from any thread. Does nothing where it is not serving."""
+        if (serving := self._serving) is not None:
+            loop, stop = serving
+            loop.call_soon_threadsafe(stop.set)
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -17,7 +17,7 @@ from typing import Any
 from durable.app import Durable
 from durable.cli.target import Target, children_of, find_run
 from durable.cli.terminal import children_counted, complain, escaped
-from durable.config import Limits
+from durable.config import Config, Limits
 from durable.core.query import RunFilter
 from durable.core.run import COORDINATED, Run
 from durable.core.status import ENDED, Status
@@ -41,7 +41,8 @@ async def _application(target: Target) -> AsyncIterator[tuple[Durable, Store]]:
     # That no module defines the task of a run is said of each run, and is how it is meant here; what fails is raised, too.
     logging.getLogger("durable").addHandler(_SILENT)
     store = target.store()
-    async with Durable(store, limits=Limits(max_running=1), execute=not target.is_shared) as app:
+    config = Config.from_env()
+    async with Durable(store, limits=Limits(max_running=1), config=config, execute=not target.is_shared) as app:
         yield app, store
 
 

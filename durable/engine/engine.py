@@ -137,19 +137,24 @@ class Engine:
         if self._state == "open":
             self._parts.lifecycle.go_on(entry)
 
-    async def close(self) -> None:
+    @property
+    def is_new(self) -> bool:
+        """Whether it can be opened: it was not yet, or was closed again."""
+        return self._state in ("new", "closed")
+
+    async def close(self, grace: float | None = None) -> None:
         """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.
 
         It goes on to its end, also when who asked for it no longer waits; who asks again waits for the same end.
         """
         if self._state == "open":
             self._state = "closing"
-            self._closing = asyncio.create_task(self._close(), name="durable-close")
+            self._closing = asyncio.create_task(self._close(grace), name="durable-close")
         if self._state == "closing" and self._closing is not None:
             await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
-        parts = self._parts
+    async def _close(self, grace: float | None) -> None:
+        parts, settings = self._parts, self._given.config.engine
         services = parts.services
         services.closing.set()
         parts.scheduler.closed = True
@@ -161,7 +166,7 @@ class Engine:
         await parts.closing.stop()
         self._given.hub.wake_all()
         try:
-            await stop_bodies(parts.table, self._given.config.engine)
+            await stop_bodies(parts.table, settings, settings.shutdown_grace_seconds if grace is None else grace)
             if parts.pipeline.failure is None:
                 for entry in parts.table:
                     run = entry.run

@@ -23,6 +23,6 @@ def lacking(run: Run, versions: Iterable[str | None], where: str) -> str:
         return f"{where} has its task {run.task!r}{wanted}: it goes on by itself as soon as one has"
     there = ", ".join(map(repr, known))
     return (
-        f"{where} has its task {run.task!r} in version {run.version!r}, with which it was started, but version {there} is there: it goes on "
-        "by itself as soon as one has that version, or code without a version; or cancel it, and start it anew"
+        f"{where} has its task {run.task!r} in version {run.version!r}, with which it was started, but version {there} is there: it goes "
+        "on by itself as soon as one has that version, or code without a version; or cancel it, and start it anew"
     )

@@ -5,9 +5,9 @@ The weaknesses W18 to W29 of taskflow (section 15.2 of what was found in it), an
 | # | weakness | shown by |
 |---|---|---|
 | W18 | one task at a time | `test_w18_runs_go_on_side_by_side` |
-| W19 | no timeouts | `test_w19_a_default_timeout_bounds_an_attempt_that_sets_none`, `tests/engine/test_runs.py::test_timeouts_bound_steps_and_attempts` |
+| W19 | no timeouts | `test_w19_a_default_timeout_bounds_an_attempt_that_sets_none`, `tests/engine/test_runs.py` |
 | W20 | recovery never finishes; ten stale ones starve the rest | `test_w20_a_thousand_interrupted_runs_go_on_a_few_at_a_time` |
-| W21 | a live run executed twice in one process | `tests/acceptance/test_executors.py::test_who_was_stopped_past_its_lease_writes_nothing_stale` |
+| W21 | a live run executed twice | `tests/acceptance/test_executors.py::test_who_was_stopped_past_its_lease_writes_nothing_stale` |
 | W22 | no claim across processes | `tests/store/postgres/test_claims.py::test_many_claim_at_once_and_each_run_is_held_once` |
 | W23 | recovery outside slots, retries, abort and shutdown | `test_w23_a_recovered_run_has_slots_retries_timeouts_and_cancel` |
 | W24 | aborting a generator is an unhandled rejection | `test_w24_a_generator_that_is_cancelled_ends_once` |
@@ -566,7 +566,7 @@ async def test_a_run_of_a_version_that_nobody_has_waits_and_says_why(
             assert (await app.stats()).orphans == {"policy_versioned 1": 1}
             waits_for = (await handle.info()).waits_for
             assert waits_for is not None
-            for said in ("version '1'", "version '2'", "goes on by itself", "cancel it"):
+            for said in ("version '1'", "version '2'", "on by itself", "cancel it"):
                 assert said in waits_for
             assert "no imported module defines its task 'policy_versioned' in version '1'" in caplog.text
             shown = (await asyncio.to_thread(cli, "why", "k", "--store", str(folder))).out

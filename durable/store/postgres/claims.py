@@ -178,9 +178,9 @@ class Claims:
         rows = await self._queries.ask(self._statements.PLACEMENT, (escape(run_id),))
         if not rows:
             return None
-        owner, host, pid, left, *rest, versions = rows[0]
+        owner, host, pid, left, epoch, messages, executors, versions = rows[0]
         known = [None if version is None else unescape(version) for version in versions]
-        return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, *rest, known)
+        return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, epoch, messages, executors, known)
 
 
 def _columns(known: Sequence[Known]) -> dict[str, Texts]:
