@@ -5,8 +5,9 @@ Law: it holds no rule of its own; it checks what it is given, chooses a store, a
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,9 +19,11 @@ from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.config import Config, Limits
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
+from durable.core.retry import seconds
 from durable.core.status import Status
 from durable.engine.engine import Engine
 from durable.engine.letters import DeadLetters
+from durable.engine.serving import on_signals
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
@@ -43,7 +46,9 @@ class Stats:
         loaded: runs that this process has in hand.
         running: runs that hold a slot.
         queued: runs that wait for one.
-        orphaned: runs whose task no imported module defines.
+        orphaned: runs whose task no imported module defines, or not in their version.
+        orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
+        recovering: runs that go on after a crash and have not yet caught up with what they had done.
         subscribers: live event streams.
         health: how the store is.
     """
@@ -52,6 +57,8 @@ class Stats:
     running: int
     queued: int
     orphaned: int
+    orphans: dict[str, int]
+    recovering: int
     subscribers: int
     health: StoreHealth
 
@@ -98,6 +105,7 @@ class Durable:
         self._world = (clock, entropy)
         self._execute = execute
         _check_limits(limits, execute)
+        self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
         if test_mode:
             #: Where `durable.testing` looks into the engine.
@@ -136,10 +144,52 @@ class Durable:
         enter_host(self._engine)
         return self
 
-    async def close(self) -> None:
-        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store."""
+    async def close(self, grace: float | timedelta | None = None) -> None:
+        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store.
+
+        Arguments:
+            grace: seconds, in place of `engine.shutdown_grace_seconds`; with 0 bodies are cancelled at once.
+        """
+        self.stop_serving()
         leave_host(self._engine)
-        await self._engine.close()
+        await self._engine.close(None if grace is None else seconds(grace, "grace"))
+
+    async def serve(
+        self, *, ready: Callable[[], None] | None = None, stopping: Callable[[], None] | None = None
+    ) -> None:
+        """Open if need be, execute until the first SIGTERM or SIGINT, or `stop_serving()`, then close within the grace.
+
+        A second signal ends the process at once, by the signal itself: what was not finished goes on in the next one. What happened at
+        these signals before holds again when this returns. Outside of the main thread no signal comes.
+
+        Arguments:
+            ready: called once it is open.
+            stopping: called when it begins to close.
+
+        Raises what `open` raises.
+        """
+        stop = asyncio.Event()
+        self._serving = (asyncio.get_running_loop(), stop)
+        try:
+            with on_signals(stop.set):
+                try:
+                    if self._engine.is_new:
+                        await self.open()
+                    if ready is not None:
+                        ready()
+                    await stop.wait()
+                    if stopping is not None:
+                        stopping()
+                finally:
+                    await self.close()
+        finally:
+            self._serving = None
+
+    def stop_serving(self) -> None:
+        """Have `serve` end as a signal does; from any thread. Does nothing where it is not serving."""
+        if (serving := self._serving) is not None:
+            loop, stop = serving
+            loop.call_soon_threadsafe(stop.set)
 
     async def __aenter__(self) -> Self:
         return await self.open()

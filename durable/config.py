@@ -5,9 +5,12 @@ Law: a wrong value never gets further than the constructor, and the error names 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, Self
 
+from durable.environment import read_part, variable
 from durable.errors import ConfigError
 
 KIB = 1024
@@ -276,6 +279,19 @@ class Config:
             f"at most {room}, half of log.frame_bytes_max, to fit into a frame with what is around it",
         )
 
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The settings that variables name, `DURABLE_ENGINE_MAX_RECOVERIES=5` for `engine.max_recoveries`; all others by default.
+
+        What code says on top of that, with `dataclasses.replace`, wins. Raises `ConfigError` that names the variable.
+        """
+        parts = {part.name: read_part(type(part.default), part.name, environ) for part in fields(cls)}
+        try:
+            return cls(**parts)
+        except ConfigError as error:
+            name = variable(*error.key.split(".")) if error.key else ""
+            raise ConfigError(f"the environment variable {name}: {error}", key=error.key) from None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -327,3 +343,8 @@ class Limits:
             _require(getattr(self, key) > 0, f"limits.{key}", getattr(self, key), "positive")
         _require(self.dead_letter_size >= 0, "limits.dead_letter_size", self.dead_letter_size, "zero or more")
         _require(self.dead_letter_retries >= 0, "limits.dead_letter_retries", self.dead_letter_retries, "zero or more")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The limits that variables name, as in `DURABLE_LIMITS_MAX_RUNNING=10`; all others by default. See `Config.from_env`."""
+        return read_part(cls, "limits", environ)

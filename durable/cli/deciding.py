@@ -19,7 +19,7 @@ from typing import Any
 from durable.app import Durable
 from durable.cli.target import Target, children_of, find_run
 from durable.cli.terminal import children_counted, complain, escaped
-from durable.config import Limits
+from durable.config import Config, Limits
 from durable.core.query import RunFilter
 from durable.core.run import COORDINATED, Run
 from durable.core.status import ENDED, Status
@@ -46,7 +46,8 @@ async def application(target: Target) -> AsyncIterator[tuple[Durable, Store]]:
     store = target.store()
     # Which dead letters are too old or too many is the business of the applications that have them.
     limits = Limits(max_running=1, dead_letter_size=sys.maxsize, dead_letter_ttl=inf)
-    async with Durable(store, limits=limits, execute=not target.is_shared) as app:
+    config = Config.from_env()
+    async with Durable(store, limits=limits, config=config, execute=not target.is_shared) as app:
         yield app, store
 
 

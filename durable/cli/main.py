@@ -23,6 +23,7 @@ RUN is the id of a run, the beginning of one (4 digits or more, if no other run 
 STORE is a folder, or the postgresql:// URL of a database; a password is better kept in PGPASSWORD or ~/.pgpass than in the URL.
 Reading also works beside a process that has the folder open; writing waits for no one and says who has it. In a database, what is
 decided about a run is decided by the executor that holds it.
+Without --store it is the one that DURABLE_STORE names, and settings are as DURABLE_<PART>_<KEY> say: see docs/settings.md.
 exit codes: 0 fine, 1 the thing asked about failed (unknown run, refused transition, damaged log, no such server), 2 wrong use"""
 
 

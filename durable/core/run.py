@@ -52,6 +52,7 @@ class Run:
     retried: int = 0
     #: Recoveries since a step was last recorded.
     recoveries: int = 0
+    #: Why what goes on now does not go on from its own beginning: `crash` or `stale`, or `timeout` where the attempt before timed out.
     recovery_reason: str | None = None
     #: Not to be begun before this time.
     not_before: float = 0.0
@@ -174,6 +175,7 @@ def _make_ready(run: Run) -> None:
 def _retrying(run: Run, record: Record) -> None:
     run.attempt = record.attempt + 1
     run.not_before = record.head.get("not_before", 0.0)
+    run.recovery_reason = "timeout" if record.head.get("timed_out") else None
     _make_ready(run)
     run.failure = _failure(record)
 
@@ -192,7 +194,7 @@ def _suspended(run: Run, record: Record) -> None:
 
 
 def _resumed(run: Run, record: Record) -> None:
-    run.reason = None
+    run.reason = run.recovery_reason = None
     run.failure = None
     if run.ended_at is None:
         if run.started_at is not None:  # else its delay holds
@@ -291,6 +293,7 @@ def _awake(run: Run, record: Record) -> None:
 
 
 def _released(run: Run, record: Record) -> None:
+    run.recovery_reason = None
     _make_ready(run)
 
 

@@ -17,6 +17,7 @@ from durable.core.query import RunFilter
 from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
+from durable.engine.lacking import lacking
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
@@ -34,7 +35,7 @@ from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_scope
-from durable.tasks.registry import find_task, on_new_task
+from durable.tasks.registry import find_code, find_task, on_new_task
 
 
 class Engine:
@@ -150,19 +151,24 @@ class Engine:
         if self._state == "open":
             self._parts.lifecycle.go_on(entry)
 
-    async def close(self) -> None:
+    @property
+    def is_new(self) -> bool:
+        """Whether it can be opened: it was not yet, or was closed again."""
+        return self._state in ("new", "closed")
+
+    async def close(self, grace: float | None = None) -> None:
         """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.
 
         It goes on to its end, also when who asked for it no longer waits; who asks again waits for the same end.
         """
         if self._state == "open":
             self._state = "closing"
-            self._closing = asyncio.create_task(self._close(), name="durable-close")
+            self._closing = asyncio.create_task(self._close(grace), name="durable-close")
         if self._state == "closing" and self._closing is not None:
             await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
-        parts = self._parts
+    async def _close(self, grace: float | None) -> None:
+        parts, settings = self._parts, self._given.config.engine
         services = parts.services
         services.closing.set()
         parts.scheduler.close()
@@ -175,11 +181,15 @@ class Engine:
         await parts.closing.stop()
         self._given.hub.wake_all()
         try:
-            await stop_bodies(parts.table, self._given.config.engine)
+            await stop_bodies(parts.table, settings, settings.shutdown_grace_seconds if grace is None else grace)
             if parts.pipeline.failure is None:
                 for entry in parts.table:
-                    parts.scheduler.forget(entry)
-                    if entry.run.executing and find_task(entry.run.task) is not None:
+                    run = entry.run
+                    if (
+                        run.executing
+                        and not parts.scheduler.forget(entry)
+                        and find_code(run.task, run.version) is not None
+                    ):
                         parts.pipeline.stage(entry, Release())
             await parts.pipeline.close()
         finally:
@@ -240,6 +250,18 @@ class Engine:
 
     # --- asking -----------------------------------------------------------------------------------------------------------------
 
+    async def lacks(self, run: Run) -> str | None:
+        """What keeps the run from going on, if it is that nobody has the code of it."""
+        if run.due is None or run.ended or (self._given.execute and find_code(run.task, run.version) is not None):
+            return None
+        if self._parts.sharing is not None:
+            placement = await self._parts.sharing.store.placement(run.run_id)
+            if placement is None or placement.owner is not None or placement.executors:
+                return None
+            return lacking(run, placement.versions, "no executor that is alive")
+        known = find_task(run.task)
+        return lacking(run, [] if known is None else [known.version], "nothing that this process has imported")
+
     def definition_of(self, name: str) -> TaskDefinition | None:
         """The task of this name, where an imported module defines it."""
         return find_task(name)
@@ -297,7 +319,7 @@ class Engine:
         """The runs that this run started, in order; not the one that is its coordinator."""
         return await self._reading.children_of(run_id)
 
-    def statistics(self) -> dict[str, int]:
+    def statistics(self) -> dict[str, Any]:
         """How much is going on."""
         scheduler = self._parts.scheduler
         return {
@@ -305,6 +327,8 @@ class Engine:
             "running": scheduler.running,
             "queued": scheduler.queued,
             "orphaned": self._parts.lifecycle.orphaned,
+            "orphans": self._parts.lifecycle.orphans,
+            "recovering": scheduler.recoveries.inside + scheduler.recoveries.waiting,
             "subscribers": len(self._given.hub),
         }
 

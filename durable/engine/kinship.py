@@ -40,7 +40,7 @@ from durable.store.base import Store
 from durable.tasks.child import Child, new_children
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import current_identity
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code
 
 logger = logging.getLogger("durable.engine")
 
@@ -106,7 +106,7 @@ class Kinship:
     def coordination(self, entry: Entry) -> Sequence[Wish]:
         """What begins the coordinator of a run whose children have all ended; nothing where it cannot begin now."""
         run = entry.run
-        definition = find_task(run.task)
+        definition = find_code(run.task, run.version)
         if run.unfinished or not run.join or definition is None or definition.on_children_complete is None:
             return ()
         if not entry.owned:
@@ -126,6 +126,7 @@ class Kinship:
         value = b"[%s]" % run.result if parameter.kind is parameter.VAR_POSITIONAL else run.result
         encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
         create = creation(task, options, encoded, run.user)
+        create.timeout = create.timeout or self._settings.default_timeout_seconds
         create.attached = create.joined = True
         run_id = self.starter.make_id(run.run_id)
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))

@@ -25,6 +25,7 @@ from durable.engine.keeping import Keeper
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.pipeline import Pipeline
+from durable.engine.recoveries import Recoveries
 from durable.engine.residence import Residence
 from durable.engine.revival import Revival
 from durable.engine.scheduler import Scheduler
@@ -117,7 +118,8 @@ class Parts:
         self._given = given
         places = self._places = LocalPlaces(given.limits) if sharing is None else sharing.places
         scheduler = self.scheduler = Scheduler(
-            given.clock, given.slots, places, lifecycle.begin, residence.crowded
+            given.clock, given.slots, places, lifecycle.begin, residence.crowded,
+            Recoveries(settings.max_concurrent_recoveries),
         )  # fmt: skip
         self.gate = _gate(given, scheduler)
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
@@ -125,7 +127,7 @@ class Parts:
             host=calls.host, families=kinship, residence=residence, store=store, pipeline=pipeline, hub=given.hub,
             turns=Turns(asyncio.get_running_loop()), invoker=Invoker(settings.thread_workers, settings.process_workers),
             codec=given.codec, codecs=given.codec_of, clock=given.clock, entropy=given.entropy, settings=settings,
-            has_step=known_call, closing=asyncio.Event(), on_step=given.on_step,
+            has_step=known_call, closing=asyncio.Event(), on_step=given.on_step, caught_up=scheduler.caught_up,
         )  # fmt: skip
         self.control = Control(table, pipeline, lifecycle, revival, sharing, calls.check_open)
         self.keeper = Keeper(
@@ -136,7 +138,7 @@ class Parts:
         self.starter = kinship.starter = Starter(
             table, store=store, pipeline=pipeline, scheduler=scheduler,
             entrance=Entrance(self.gate, scheduler, store, calls.host, given.clock),
-            codec=given.codec, clock=given.clock, entropy=given.entropy,
+            codec=given.codec, clock=given.clock, entropy=given.entropy, timeout=settings.default_timeout_seconds,
         )  # fmt: skip
 
     def limits_changed(self) -> None:

@@ -22,7 +22,7 @@ from durable.engine.services import matching, patiently
 from durable.engine.table import Table
 from durable.errors import DurableError
 from durable.store.base import Store
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code
 
 logger = logging.getLogger("durable.engine")
 
@@ -187,7 +187,7 @@ class Residence:
             return False
         if due is not None and due <= max(self._seen_until, self._clock.now()):
             return False
-        definition = find_task(run.task)
+        definition = find_code(run.task, run.version)
         return definition is not None and definition.auto_recover
 
     def _dismiss(self, entry: Entry) -> None:
@@ -255,5 +255,5 @@ class Residence:
         """Put the wanted runs on the table, no faster than they find slots; being read, each goes on by itself."""
         async for run in matching(self._store, wanted):
             await patiently(partial(self._table.load, run.run_id))
-            while self.scheduler.queued > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
+            while self.scheduler.queued + self.scheduler.recoveries.waiting > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
                 await asyncio.sleep(QUEUED_SECONDS)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from durable.clock import Clock
 from durable.engine.entry import Entry
+from durable.engine.recoveries import Recoveries
 from durable.errors import ShuttingDownError, SlotTimeoutError
 from durable.guard.pace import Pace
 from durable.guard.places import Places
@@ -35,17 +36,20 @@ class Scheduler:
         places: bound those of all, and of each user.
         begin: stages the beginning of a run that has its slot.
         crowded: called when a run has to wait for a slot.
+        recoveries: places for runs that go on after a crash.
     """
 
     def __init__(
-        self, clock: Clock, slots: int, places: Places, begin: Callable[[Entry], None], crowded: Callable[[], None]
-    ) -> None:
+        self, clock: Clock, slots: int, places: Places, begin: Callable[[Entry], None], crowded: Callable[[], None],
+        recoveries: Recoveries,
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._slots = slots
         self._places = places
         places.freed = self._freed
         self._begin = begin
         self._crowded = crowded
+        self.recoveries = recoveries
         self._queue: FairQueue[Entry] = FairQueue()
         self._filling = False
         #: Runs that were started and have to wait, on their way into the queue.
@@ -78,7 +82,7 @@ class Scheduler:
         """Slots that no run here has or waits for; those set aside because of their user wait for a place, not for a slot."""
         if self.closed or self.paused:
             return 0
-        return max(min(self._slots - self.running, self._places.room) - self._queue.ready, 0)
+        return max(min(self._slots - self.running, self._places.room) - self._queue.ready - self.recoveries.waiting, 0)
 
     def change(self, slots: int) -> None:
         """There are so many slots now, and other places: what runs goes on, what may begin begins."""
@@ -159,6 +163,8 @@ class Scheduler:
                 loop = asyncio.get_running_loop()
                 entry.timer = loop.call_later(min(wait, TIMER_SECONDS_MAX), self._due, entry)
             return
+        if entry.run.executing and not self.recoveries.enter(entry, self._standing_of(entry)):
+            return
         if self._try_slot(entry):
             self._begin(entry)
         else:
@@ -188,17 +194,28 @@ class Scheduler:
                 self.running -= 1
                 self._places.give(entry.run.user)
                 self._queue.freed(entry.run.user)
+        self.caught_up(entry)
         self.fill()
 
-    def forget(self, entry: Entry) -> None:
-        """The run no longer wants to begin."""
+    def caught_up(self, entry: Entry) -> None:
+        """The run does not repeat any more what it did before: others may."""
+        self.recoveries.leave(entry)
+        while not self.closed and (following := self.recoveries.next()) is not None:
+            self.schedule(following)
+            if not (following.slot or following.place):
+                self.recoveries.leave(following)  # it no longer wants to begin
+
+    def forget(self, entry: Entry) -> bool:
+        """The run no longer wants to begin; returns whether it was about to go on after a crash, and has not."""
         self._coming.discard(entry)
+        waited = self.recoveries.leave(entry) or (entry.place is not None and entry.run.executing)
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
         if entry.place:
             self._queue.drop(entry.place)
             entry.place = None
+        return waited
 
     def frees_for_others(self, entry: Entry) -> bool:
         """Whether a run that waits could begin if this one gave its slot up."""
@@ -211,12 +228,15 @@ class Scheduler:
         return parent is not None and not entry.run.joined and not parent.run.asleep
 
     def _standing(self, entry: Entry) -> float:
-        run, parent = entry.run, entry.parent
-        standing = run.created_at - PRIORITY_SECONDS * run.priority
+        parent, standing = entry.parent, self._standing_of(entry)
         if parent is None:
             return standing
         parent.branches += 1
         return standing + SIBLING_SECONDS * parent.branches
+
+    @staticmethod
+    def _standing_of(entry: Entry) -> float:
+        return entry.run.created_at - PRIORITY_SECONDS * entry.run.priority
 
     def _due(self, entry: Entry) -> None:
         entry.timer = None

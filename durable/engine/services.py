@@ -101,6 +101,8 @@ class Services:
     settings: EngineSettings
     has_step: Callable[[str], bool]
     closing: asyncio.Event
+    #: Called with a run once it does not repeat any more what it did before a crash.
+    caught_up: Callable[[Entry], None]
     #: Keeps tasks alive that nobody waits for.
     background: set[asyncio.Task[None]] = field(default_factory=set)
     #: Called with the run's id and the call, before each try of a step's body; for tests that count.

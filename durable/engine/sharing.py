@@ -81,7 +81,7 @@ class Sharing:
             Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
             for number, shard in enumerate(self.store.shards)
         ]
-        lifecycle.offer = self._offer
+        lifecycle.offer, lifecycle.lost_by = self._offer, "stale"
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         self.places.found, self.places.none_left = self._claims.work, self._hand_back

@@ -32,7 +32,7 @@ from durable.store.base import Store
 from durable.store.shared import Parcel, is_shared, make_token
 from durable.tasks.definition import StartOptions, TaskDefinition
 from durable.tasks.host import UserContext, current_identity
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code, find_task
 
 
 class Parentage(NamedTuple):
@@ -48,8 +48,10 @@ class Starter:
 
     def __init__(
         self, table: Table, *, store: Store, pipeline: Pipeline, scheduler: Scheduler,
-        entrance: Entrance, codec: TaggedJson, clock: Clock, entropy: Entropy,
+        entrance: Entrance, codec: TaggedJson, clock: Clock, entropy: Entropy, timeout: float | None,
     ) -> None:  # fmt: skip
+        #: Of an attempt, for tasks that set none.
+        self._timeout = timeout
         self._table = table
         self._entrance = entrance
         self._store = store
@@ -126,6 +128,7 @@ class Starter:
             user = parent.run.user
         encoded = self._codec.encode(arguments, task.facts.input_hint, f"the input of task {task.name!r}")
         create = creation(task, options, encoded, user)
+        create.timeout = create.timeout or self._timeout
         create.key = self._key(task, options, arguments, user)
         if create.key is not None:
             essential = task.facts.essential(arguments)
@@ -263,9 +266,12 @@ class Starter:
         wishes: list[Wish] = [(entry, create)]
         if create.key is not None:
             self._creating[create.user, create.key] = entry
-        if not create.delay and (entry.slot or (let_in is None and self._scheduler.try_slot(entry))):
+        has_code = find_code(create.task, create.version) is not None
+        if has_code and not create.delay and (entry.slot or (let_in is None and self._scheduler.try_slot(entry))):
             wishes.append((entry, Begin()))
         else:
+            if entry.slot:  # with which it was let in: its code is gone since
+                self._scheduler.release(entry)
             entry.owned = self.holding is None
         return wishes
 

@@ -112,6 +112,7 @@ class Placement(NamedTuple):
         epoch: how often the run has changed hands.
         messages: how many messages wait for it.
         executors: how many executors are alive that know its task and version.
+        versions: those in which executors that are alive know its task; None among them for code without one.
     """
 
     owner: str | None
@@ -121,6 +122,7 @@ class Placement(NamedTuple):
     epoch: int
     messages: int
     executors: int
+    versions: Sequence[str | None] = ()
 
 
 class SharedStore(Store, Protocol):

@@ -77,9 +77,11 @@ class RunInfo:
     error: str | None
     reason: str | None
     last_seq: int
+    #: What `Handle.info` says of a run that nobody can execute now: which code it needs, which there is, and what to do.
+    waits_for: str | None = None
 
     @classmethod
-    def of(cls, run: Run) -> RunInfo:
+    def of(cls, run: Run, waits_for: str | None = None) -> RunInfo:
         """Describe a run."""
         failure = run.failure or {}
         return cls(
@@ -103,6 +105,7 @@ class RunInfo:
             error=failure.get("message"),
             reason=run.reason,
             last_seq=run.seq,
+            waits_for=waits_for,
         )
 
 
@@ -216,7 +219,8 @@ class Handle(Generic[R_co]):
 
     async def info(self) -> RunInfo:
         """All about the run but its input and result."""
-        return RunInfo.of(await self._host.find_run(self.run_id))
+        run = await self._host.find_run(self.run_id)
+        return RunInfo.of(run, await self._host.lacks(run))
 
     async def events(
         self, after: int = 0, steps: bool = False, heartbeat: float | timedelta | None = None

@@ -61,6 +61,10 @@ class Host(Protocol):
         """All records with a higher `seq`, first those that are there, then live ones, until the run has ended."""
         ...
 
+    async def lacks(self, run: Run) -> str | None:
+        """What keeps the run from going on, if it is that nobody has the code of it."""
+        ...
+
     def definition_of(self, name: str) -> TaskDefinition | None:
         """The task of this name, where an imported module defines it."""
         ...

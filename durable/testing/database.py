@@ -249,7 +249,15 @@ class SharedDatabase:
         left = self.executors[row.owner][0] - self._clock.monotonic() if row.owner in self.executors else 0.0
         waiting = sum(run_id == each for each, _, _ in self.messages.values())
         able = sum(self.is_live(each) and _fits(self.run(run_id), known) for each, (_, known) in self.executors.items())
-        return Placement(row.owner, "", 0, left, row.epoch, waiting, able)
+        task = self.run(run_id).task
+        there = {
+            version
+            for each, (_, known) in self.executors.items()
+            if self.is_live(each)
+            for name, version in known
+            if name == task
+        }
+        return Placement(row.owner, "", 0, left, row.epoch, waiting, able, tuple(there))
 
     # -- limits
 

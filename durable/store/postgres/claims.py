@@ -183,8 +183,9 @@ class Claims:
         rows = await self._queries.ask(self._statements.PLACEMENT, (escape(run_id),))
         if not rows:
             return None
-        owner, host, pid, left, *rest = rows[0]
-        return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, *rest)
+        owner, host, pid, left, epoch, messages, executors, versions = rows[0]
+        known = [None if version is None else unescape(version) for version in versions]
+        return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, epoch, messages, executors, known)
 
 
 def _columns(known: Sequence[Known]) -> dict[str, Texts]:

@@ -294,7 +294,9 @@ _TEXTS = {
         SELECT r.owner, o.host, o.pid, EXTRACT(epoch FROM o.expires_at - clock_timestamp())::float8, r.epoch,
             (SELECT count(*) FROM {{s}}.messages m WHERE m.run_id = r.run_id),
             (SELECT count(*) FROM {{s}}.executors e WHERE e.expires_at > clock_timestamp()
-                AND EXISTS (SELECT 1 FROM unnest(e.tasks, e.versions) AS k (task, version) WHERE {_FITS}))
+                AND EXISTS (SELECT 1 FROM unnest(e.tasks, e.versions) AS k (task, version) WHERE {_FITS})),
+            ARRAY(SELECT DISTINCT k.version FROM {{s}}.executors e, unnest(e.tasks, e.versions) AS k (task, version)
+                WHERE e.expires_at > clock_timestamp() AND k.task = r.task)
         FROM {{s}}.runs r LEFT JOIN {{s}}.executors o ON o.executor_id = r.owner WHERE r.run_id = %s
     """,
     "STORE_ID": "SELECT value FROM {s}.meta WHERE key = 'store_id'",
