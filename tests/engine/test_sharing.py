@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
 
 from durable import Child, Config, Durable, task
 from durable.config import EngineSettings
+from durable.core.records import Kind
+from durable.errors import DurableError, RepositoryUnavailableError
 from durable.store.shared import Parcel
 from durable.testing.database import SharedDatabase
 from durable.testing.shared import SharedMemoryStore
@@ -17,7 +20,7 @@ from tests.acceptance.contract_support import until_status
 
 T = TypeVar("T")
 LEASE = 0.3
-QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.1, cancel_grace_seconds=0.1))
+QUICK = Config(engine=EngineSettings(shutdown_grace_seconds=0.1, cancel_grace_seconds=0.1, idle_seconds=0.05))
 
 
 class HangingStore(SharedMemoryStore):
@@ -27,16 +30,43 @@ class HangingStore(SharedMemoryStore):
         super().__init__(database, lease_seconds=LEASE, poll_seconds=0.1)
         self.hanging: set[str] = set()
         self.hung = asyncio.Event()
-        #: Called before a write.
-        self.before_write: Callable[[], None] = lambda: None
+        #: What was asked and answered.
+        self.answered: set[str] = set()
+        #: Called before parcels are written.
+        self.before_write: Callable[[Sequence[Parcel]], Awaitable[None]] = _nothing
 
     async def _ask(self, what: str, work: Callable[[], T]) -> T:
         if what in self.hanging:
             self.hung.set()
             await asyncio.Event().wait()
-        if what == "write":
-            self.before_write()
-        return await super()._ask(what, work)
+        result = await super()._ask(what, work)
+        self.answered.add(what)
+        return result
+
+    async def write(self, parcels: Sequence[Parcel]) -> list[DurableError | None]:
+        await self.before_write(parcels)
+        return await super().write(parcels)
+
+
+async def _nothing(parcels: Sequence[Parcel]) -> None:
+    """No test wants anything."""
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Wait until something has happened."""
+    while not happened():
+        await asyncio.sleep(0.005)
+
+
+def kinds(database: SharedDatabase, run_id: str) -> list[Kind]:
+    """Of which kinds the run's records are."""
+    return [record.kind for record in database.overlay.entries[run_id].records]
+
+
+def child_of(database: SharedDatabase, run_id: str, place: int = 0) -> str:
+    """The id of a child."""
+    children = (each for each in sorted(database.rows) if database.run(each).parent_id == run_id)
+    return next(itertools.islice(children, place, None), "")
 
 
 @task(name="sharing_lingering")
@@ -51,9 +81,19 @@ async def lingering() -> None:
 stopped: list[bool] = []
 
 
+#: What bodies wait for, by name.
+gates: dict[str, asyncio.Event] = {}
+
+
 @pytest.fixture(autouse=True)
-def nothing_stopped() -> None:
+def nothing_happened() -> None:
     stopped.clear()
+    gates.clear()
+
+
+def gate(name: str) -> asyncio.Event:
+    """What bodies wait for."""
+    return gates.setdefault(name, asyncio.Event())
 
 
 @pytest.mark.parametrize("hanging", [{"sweep", "renew"}, {"renew"}], ids=["during a sweep", "at work"])
@@ -98,7 +138,7 @@ async def test_another_process_brings_the_child_into_being_that_several_here_are
         written: list[Parcel] = []
         await other.open()
 
-        def overtake() -> None:
+        async def overtake(parcels: Sequence[Parcel]) -> None:
             """As the first of the parents' units is about to be written, the key is taken elsewhere."""
             starter = app.engine._starter
             if starter._creating and not written:
@@ -120,3 +160,36 @@ async def test_another_process_brings_the_child_into_being_that_several_here_are
             assert [[child.result for child in of_one] for of_one in children] == [["A"]] * 3
         assert written, "nobody was quicker: nothing was tested"
         assert len([run async for run in app.runs(task=keyed)]) == 1
+
+
+async def wait_for_gate(name: str) -> str:
+    gate(f"{name} began").set()
+    await gate(name).wait()
+    return name
+
+
+@task(name="sharing_waiting")
+async def waiting(name: str) -> str:
+    return await wait_for_gate(name)
+
+
+async def test_a_run_whose_creation_arrives_after_it_was_given_up_begins() -> None:
+    """Else this process would hold it without knowing that, for as long as it lives."""
+    database = SharedDatabase()
+    store = HangingStore(database)
+    lost: list[Parcel] = []
+
+    async def lose(parcels: Sequence[Parcel]) -> None:
+        lost.extend(parcels)
+        raise RepositoryUnavailableError("it did not answer")
+
+    async with Durable(store, config=QUICK, test_mode=True) as app, asyncio.timeout(10):
+        store.before_write = lose
+        with pytest.raises(RepositoryUnavailableError):
+            await app.start(waiting, "late")
+        store.before_write = _nothing
+        await until(lambda: "release" in store.answered)
+        assert database.write(lost[0], store.executor_id) is None
+        await gate("late began").wait()
+        gate("late").set()
+        assert await (await app.get(lost[0].records[0].run_id)) == "late"
