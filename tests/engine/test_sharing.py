@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from durable import Child, Config, Durable, task
+from durable import Child, Config, Durable, Limits, task
 from durable.config import EngineSettings
+from durable.core.commands import Cancel
 from durable.core.records import Kind
 from durable.errors import DurableError, RepositoryUnavailableError
 from durable.store.shared import Parcel
@@ -193,3 +194,120 @@ async def test_a_run_whose_creation_arrives_after_it_was_given_up_begins() -> No
         await gate("late began").wait()
         gate("late").set()
         assert await (await app.get(lost[0].records[0].run_id)) == "late"
+
+
+# --- bodies that await children that come and go ------------------------------------------------------------------------------------
+
+
+@task(name="sharing_leaf", delay=0.05)
+async def leaf() -> int:
+    return 1
+
+
+async def waiting_end(children: list[Child[int]]) -> str:
+    return await wait_for_gate("end")
+
+
+@task(name="sharing_gated", on_children_complete=waiting_end)
+async def gated() -> list[Child[int]]:
+    return [leaf.child()]
+
+
+@task(name="sharing_awaiting")
+async def awaiting() -> str:
+    return await gated()
+
+
+async def test_a_parent_stays_awake_while_the_end_of_a_child_that_came_back_is_on_its_way() -> None:
+    """The child only waited and was let go of: who came back is another entry, of whose end nobody would tell a sleeper."""
+    database = SharedDatabase()
+    store = HangingStore(database)
+    arrived, durable_now = asyncio.Event(), asyncio.Event()
+
+    async def hold_the_end(parcels: Sequence[Parcel]) -> None:
+        if any(record.payload == b'"end"' for parcel in parcels for record in parcel.records):
+            arrived.set()
+            await durable_now.wait()
+
+    store.before_write = hold_the_end
+    limits = Limits(max_running=2)
+    async with Durable(store, config=QUICK, limits=limits, test_mode=True) as app, asyncio.timeout(10):
+        parent = await app.start(awaiting)
+        await gate("end began").wait()
+        assert "release" in store.answered, "the child was kept: nothing is tested"
+        for name in ("a", "b"):  # one of them has no slot but the parent's
+            await app.start(waiting, name)
+        gate("end").set()
+        await arrived.wait()
+        await asyncio.sleep(4 * QUICK.engine.idle_seconds)
+        durable_now.set()
+        assert await parent == "end"
+        assert Kind.ASLEEP not in kinds(database, parent.run_id)
+        gate("a").set()
+        gate("b").set()
+
+
+@task(name="sharing_distant_leaf", delay=60)
+async def distant_leaf() -> int:
+    return 1
+
+
+@task(name="sharing_patient")
+async def patient() -> list[Child[int]]:
+    return [distant_leaf.child()]
+
+
+@task(name="sharing_giving_up")
+async def giving_up() -> str:
+    child = asyncio.ensure_future(patient())
+    await gate("enough").wait()
+    child.cancel()
+    await asyncio.wait({child})
+    return "gave up"
+
+
+async def test_a_child_that_is_given_up_is_cancelled_wherever_it_is() -> None:
+    database = SharedDatabase()
+    other = SharedMemoryStore(database)
+    await other.open()
+    await other.enroll([])
+    async with Durable(HangingStore(database), config=QUICK, test_mode=True) as app, asyncio.timeout(10):
+        parent = await app.start(giving_up)
+        await until(lambda: child_of(database, child_of(database, parent.run_id)))
+        child_id = child_of(database, parent.run_id)
+        while not await other.take([child_id]):
+            await asyncio.sleep(0.01)
+        gate("enough").set()
+        assert await parent == "gave up"
+        messages = {message.run_id: message.command for message in database.mail(other.executor_id, [], 10)}
+        assert isinstance(messages[child_id], Cancel)
+
+
+@task(name="sharing_keyed_waiting", key=lambda name: f"sharing waiting:{name}")
+async def keyed_waiting(name: str) -> str:
+    return await wait_for_gate(name)
+
+
+@task(name="sharing_awaiting_stranger")
+async def awaiting_stranger() -> str:
+    gate("awaits").set()
+    return await keyed_waiting("key")
+
+
+async def test_a_body_that_awaits_a_run_of_another_family_is_not_put_to_sleep() -> None:
+    """The run that its key names has no parent to tell: nobody would wake it."""
+    database = SharedDatabase()
+    one = Limits(max_running=1)
+    elsewhere = Durable(HangingStore(database), config=QUICK, limits=one, test_mode=True)
+    here = Durable(HangingStore(database), config=QUICK, limits=one, test_mode=True)
+    async with elsewhere, here, asyncio.timeout(10):
+        await elsewhere.start(keyed_waiting, "key")
+        await gate("key began").wait()
+        parent = await here.start(awaiting_stranger)
+        await gate("awaits").wait()
+        more = await here.start(waiting, "a")
+        gate("a").set()
+        await asyncio.sleep(6 * QUICK.engine.idle_seconds)
+        gate("key").set()
+        assert await parent == "key"
+        assert await more == "a"
