@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from durable import Child, Config, Durable, Limits, task
+from durable import Child, Config, Durable, Limits, Retry, task
 from durable.config import EngineSettings
 from durable.core.commands import Cancel
+from durable.core.decide import decide
 from durable.core.records import Kind
-from durable.errors import DurableError, RepositoryUnavailableError
+from durable.core.status import Status
+from durable.errors import DurableError, RepositoryUnavailableError, RunFailedError
 from durable.store.shared import Parcel
 from durable.testing.database import SharedDatabase
 from durable.testing.shared import SharedMemoryStore
 from tests.acceptance.contract_support import until_status
+from tests.engine.gate import turns
 
 T = TypeVar("T")
 LEASE = 0.3
@@ -311,3 +314,57 @@ async def test_a_body_that_awaits_a_run_of_another_family_is_not_put_to_sleep() 
         gate("key").set()
         assert await parent == "key"
         assert await more == "a"
+
+
+@task(name="sharing_failing")
+async def failing() -> int:
+    await gate("fail").wait()
+    raise ValueError("as planned")
+
+
+@task(name="sharing_family")
+async def family() -> list[Child[Any]]:
+    return [failing.child(), patient.child()]
+
+
+@task(name="sharing_retrying", retry=Retry(2, delay=0.01))
+async def retrying() -> Any:
+    return await family()
+
+
+async def test_that_a_relative_came_into_other_hands_is_no_outcome_of_a_child() -> None:
+    """A family is tried again while one of it is being closed, which another process takes just then."""
+    database = SharedDatabase()
+    store = HangingStore(database)
+    other = SharedMemoryStore(database)
+    await other.open()
+    await other.enroll([])
+    taken: list[str] = []
+
+    async def take(parcels: Sequence[Parcel]) -> None:
+        """Whoever of the family is written to as closed is taken before."""
+        closed = {each.run_id for parcel in parcels for each in parcel.records if each.kind is Kind.CLOSED} & {slow_id}
+        if closed and not taken:
+            await turns()  # the retry waits for it by now
+            taken.extend(held.run.run_id for held in database.take(other.executor_id, list(closed)))
+
+    slow_id = ""
+    async with Durable(store, config=QUICK, test_mode=True) as app, asyncio.timeout(10):
+        parent = await app.start(retrying)
+        await until(lambda: child_of(database, child_of(database, child_of(database, parent.run_id), 1)))
+        slow_id = child_of(database, child_of(database, parent.run_id), 1)
+        leaf_id = child_of(database, slow_id)
+        await until(lambda: database.rows[slow_id].owner is None)
+        (held,) = await other.take([leaf_id])
+        store.before_write = take
+        gate("fail").set()
+        await until(lambda: kinds(database, parent.run_id).count(Kind.STARTED) == 2)
+        await turns()
+        records = decide(held.run, Cancel(), 0.0, 1000)
+        assert await other.write([Parcel(records, 1, {leaf_id: held.epoch})]) == [None]
+        await until(lambda: taken)
+        await other.leave()
+        with pytest.raises(RunFailedError, match="as planned"):
+            await parent
+        run = database.run(parent.run_id)
+        assert (run.status, run.awaiting) == (Status.FAILED, 0)
