@@ -122,6 +122,17 @@ async def test_a_store_that_hangs_is_given_up_in_time(hanging: set[str], caplog:
         await app.close()
 
 
+async def test_a_sweep_that_hangs_costs_nobody_the_lease() -> None:
+    store = HangingStore(SharedDatabase())
+    async with Durable(store, config=QUICK, test_mode=True) as app, asyncio.timeout(10):
+        await until_status(await app.start(lingering), "running")
+        store.hanging = {"sweep"}
+        await store.hung.wait()
+        await asyncio.sleep(2 * LEASE)
+        assert store.lease_left > 0
+        assert not stopped
+
+
 @task(name="sharing_keyed", key=lambda name: f"sharing:{name}")
 async def keyed(name: str) -> str:
     return name.upper()
