@@ -193,6 +193,7 @@ class Kinship:
         """Return the children that come into being; `others` gets the runs that the keys of the rest name, held."""
         own: list[tuple[Child[Any], Create]] = []
         named: dict[tuple[str | None, str], tuple[Child[Any], Create]] = {}
+        known: set[str] = set()
         for child, create in children:
             if create.key is None:
                 own.append((child, create))
@@ -209,8 +210,11 @@ class Kinship:
                 continue
             self._refuse_ancestor(entry, holder.run_id, create)
             child.stands_for(holder.run_id)
+            if holder.run_id in known:
+                continue
+            known.add(holder.run_id)
             other = await self._named(holder)
-            if other is not None and other not in others:
+            if other is not None:
                 others.append(other)
                 if isinstance(other, Entry):
                     other.held += 1
@@ -218,8 +222,8 @@ class Kinship:
 
     async def _named(self, holder: Run) -> Target | None:
         """The run that a key names, as whom to tell: what another process may go on with meanwhile is sent a message."""
-        if self.holding is not None and not holder.ended:
-            return holder.run_id
+        if self.holding is not None:
+            return Entry(holder) if holder.ended else holder.run_id
         return await patiently(partial(self._table.load, holder.run_id))
 
     def _refuse_ancestor(self, entry: Entry, run_id: str, create: Create) -> None:

@@ -327,6 +327,25 @@ async def test_a_body_that_awaits_a_run_of_another_family_is_not_put_to_sleep() 
         assert await more == "a"
 
 
+@task(name="sharing_naming")
+async def naming() -> list[Child[str]]:
+    return [keyed.child("ended"), keyed.child("ended")]
+
+
+async def test_a_run_that_a_key_names_counts_as_ended_whoever_holds_it() -> None:
+    """As one that another process is about to close."""
+    database = SharedDatabase()
+    other = SharedMemoryStore(database)
+    await other.open()
+    await other.enroll([])
+    async with Durable(HangingStore(database), config=QUICK, test_mode=True) as app, asyncio.timeout(10):
+        ended = await app.start(keyed, "ended")
+        assert await ended == "ENDED"
+        while not await other.take([ended.run_id]):
+            await asyncio.sleep(0.01)
+        assert [child.result for child in await (await app.start(naming))] == ["ENDED"] * 2
+
+
 @task(name="sharing_failing")
 async def failing() -> int:
     await gate("fail").wait()
