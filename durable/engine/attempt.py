@@ -71,7 +71,7 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
-        "awaited",
+        "awoken",
         "body",
         "context",
         "coordinating",
@@ -115,8 +115,6 @@ class Attempt:
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
-        #: The children that calls wait for.
-        self.awaited: dict[Call, Entry] = {}
         #: Until when the calls that wait for a time wait at most.
         self.deadlines: dict[Call, float] = {}
         self.task_name, self.key, self.user = run.task, run.key, run.user
@@ -362,7 +360,7 @@ class Attempt:
             return False
         if any(mailbox.is_busy for mailbox in self.mailboxes.values()):
             return False
-        return not any(child.run.ended for child in self.awaited.values())
+        return not any(child.run.ended for child in self.entry.awaits.values())
 
     @property
     def wakes_at(self) -> float | None:

@@ -130,6 +130,9 @@ class HoldingTable(Table):
         entry = Entry(run, parent=parent)
         entry.epoch, entry.owned = held.epoch, owned
         entry.settled, entry.restored = run.ended, run.started_at is not None
+        if parent is not None and (known := parent.awaits.get(run.run_id)) is not None:
+            entry.on_end = known.on_end
+            parent.awaits[run.run_id] = entry  # the body that awaits it is told by this one
         self.add(entry)
         return entry
 

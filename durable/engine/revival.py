@@ -19,7 +19,7 @@ from durable.engine.holding import HeldElsewhere
 from durable.engine.kinship import Kinship, told_of_end
 from durable.engine.pipeline import Wish
 from durable.engine.services import patiently
-from durable.errors import RunNotFoundError
+from durable.errors import LeaseLostError, RunNotFoundError
 
 #: How long to wait before looking again at a child that others are about to close, seconds.
 AGAIN_SECONDS = 0.02
@@ -46,7 +46,9 @@ class Revival:
         while True:
             try:
                 return await self._revive_awaited(parent, run_id, note)
-            except HeldElsewhere:
+            except (HeldElsewhere, LeaseLostError):  # the latter: one of the family has come into other hands
+                if parent.lost:
+                    raise
                 run = await self._kinship.find(run_id)
                 if run is None or not run.ended or run.status is Status.COMPLETED:
                     return None

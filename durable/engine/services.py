@@ -39,7 +39,7 @@ class Families(Protocol):
         """Start a run from within another; `note` is what the other records of it, durable together with it."""
         ...
 
-    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+    def give_up(self, parent: Entry, note: Command, run_id: str | None, *, is_own: bool) -> None:
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         ...
 

@@ -1,7 +1,7 @@
 """`SharedStore`: what the engine knows of a store that executors on several machines share.
 
-Law: a run is held by one executor at a time. Taking hold of it raises its epoch, and nothing is written of it but by who knows its epoch
-and its last `seq`. What concerns a run that another holds is sent to it, in the same commit as what it follows from.
+Law: a run is held by one executor at a time. Taking hold of it, and letting go of it, raises its epoch, and nothing is written of it but
+by who knows its epoch and its last `seq`. What concerns a run that another holds is sent to it, in the same commit as what it follows from.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class SharedStore(Store, Protocol):
         ...
 
     async def release(self, held: Iterable[tuple[str, int]]) -> None:
-        """Let go of runs, given as (run_id, epoch); those that have changed hands since are left alone."""
+        """Let go of runs, given as (run_id, epoch), raising epochs; those that have changed hands since are left alone."""
         ...
 
     async def mail(self, known: Sequence[Known], limit: int) -> list[Message]:

@@ -221,12 +221,12 @@ class SharedDatabase:
         row.owner, row.epoch = me, row.epoch + 1
         return self.held(run_id)
 
-    def release(self, me: str, held: Iterable[tuple[str, int]]) -> None:
-        """See `SharedStore.release`."""
-        for run_id, epoch in held:
-            row = self.rows.get(run_id)
-            if row is not None and (row.owner, row.epoch) == (me, epoch):
-                row.owner = None
+    def release(self, me: str, held: Iterable[tuple[str, int]]) -> int:
+        """See `SharedStore.release`; returns how many runs were held."""
+        rows = [
+            row for run_id, epoch in held if (row := self.rows.get(run_id)) and (row.owner, row.epoch) == (me, epoch)
+        ]
+        return self._free(rows)
 
     def owned(self, me: str) -> list[tuple[str, int]]:
         """What an executor holds, each with its epoch."""

@@ -70,7 +70,7 @@ class SharedMemoryStore:
         self._writing, self._taking = asyncio.Lock(), asyncio.Lock()
         #: Runs of which this process knows that it holds them, and perhaps some that it holds no more.
         self._mine: set[str] = set()
-        #: Until when a claim may still be carried out of which no answer came.
+        #: Until when a claim or a write may still be carried out of which no answer came.
         self._strays_until = -math.inf
         self._heard: Callable[[Notice], None] | None = None
         self._work = self._mail = False
@@ -210,13 +210,17 @@ class SharedMemoryStore:
             try:
                 yield
             except BaseException:
-                self._strays_until = self._clock.monotonic() + LATE_SECONDS + self.lease_seconds
+                self._expect_strays()
                 raise
+
+    def _expect_strays(self) -> None:
+        self._strays_until = self._clock.monotonic() + LATE_SECONDS + self.lease_seconds
 
     async def release(self, held: Iterable[tuple[str, int]]) -> None:
         me, runs = self.executor_id, list(held)
-        await self._ask("release", lambda: self._database.release(me, runs))
         self._mine.difference_update(run_id for run_id, _ in runs)
+        if await self._ask("release", lambda: self._database.release(me, runs)) < len(runs):
+            self._expect_strays()  # what creates one of them was given up, and may still be carried out
 
     async def mail(self, known: Sequence[Known], limit: int) -> list[Message]:
         me = self.executor_id

@@ -1,7 +1,7 @@
 """Holding runs: claims, the lease under which they are held, messages for them, and where they are.
 
-Law: taking hold of a run raises its epoch, in the statement that sees that nobody holds it. An executor whose lease has passed takes hold
-of nothing, and has no other way back than to become another executor.
+Law: taking hold of a run raises its epoch, in the statement that sees that nobody holds it; so does letting go of it. An executor whose
+lease has passed takes hold of nothing, and has no other way back than to become another executor.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Claims:
         self._entropy = entropy
         self._renewed_at: float | None = None
         self._taking = asyncio.Lock()
-        #: Until when a claim whose answer did not come may still be carried out.
+        #: Until when a claim or a write whose answer did not come may still be carried out.
         self._strays_until: float | None = None
         #: Empty while it is none.
         self.executor_id = ""
@@ -139,8 +139,9 @@ class Claims:
         if runs:
             ids, epochs = Texts([escape(run_id) for run_id, _ in runs]), Longs([epoch for _, epoch in runs])
             values = {"me": self.executor_id, "ids": ids, "epochs": epochs}
-            await self._queries.change(self._statements.RELEASE, values)
             self._recent.mine.difference_update(run_id for run_id, _ in runs)
+            if await self._queries.change(self._statements.RELEASE, values) < len(runs):
+                self._expect_strays()  # what creates one of them was given up, and may still be carried out
 
     @asynccontextmanager
     async def _held_only_if_told(self) -> AsyncIterator[None]:
@@ -149,8 +150,11 @@ class Claims:
             try:
                 yield
             except BaseException:
-                self._strays_until = self._clock.monotonic() + self._statement_seconds + self._lease_seconds
+                self._expect_strays()
                 raise
+
+    def _expect_strays(self) -> None:
+        self._strays_until = self._clock.monotonic() + self._statement_seconds + self._lease_seconds
 
     async def _free_strays(self) -> None:
         """Let go of what is held without having been told so. What was asked for may be carried out late, so this is done for a while."""

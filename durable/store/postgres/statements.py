@@ -278,8 +278,10 @@ _TEXTS = {
         UPDATE {{s}}.runs r SET owner = %(me)s, epoch = r.epoch + 1 FROM picked WHERE r.run_id = picked.run_id
         RETURNING {_RUN}, r.epoch
     """,
+    # What was given up under this epoch, and is still on its way, does not count any more.
     "RELEASE": """
-        UPDATE {s}.runs r SET owner = NULL FROM unnest(%(ids)b::text[], %(epochs)b::bigint[]) AS n (run_id, epoch)
+        UPDATE {s}.runs r SET owner = NULL, epoch = r.epoch + 1
+        FROM unnest(%(ids)b::text[], %(epochs)b::bigint[]) AS n (run_id, epoch)
         WHERE r.run_id = n.run_id AND r.epoch = n.epoch AND r.owner = %(me)s
     """,
     "OWNED": "SELECT run_id, epoch FROM {s}.runs WHERE owner = %s",
