@@ -6,6 +6,7 @@ Law: it holds no rule of its own; it checks what it is given, chooses a store, a
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from durable.core.query import RunFilter
 from durable.core.status import Status
 from durable.engine.engine import Engine
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
+from durable.observe.observer import Observer, Telemetry
 from durable.store.base import Store, StoreHealth
 from durable.store.local import LocalStore
 from durable.store.shared import is_shared
@@ -61,7 +63,8 @@ class Durable:
         target: a directory (log and SQLite in it), the URL of a PostgreSQL database, or a store.
         limits: what is let in and how much runs at once.
         config: all other settings.
-        observers: reserved for observers of records.
+        observers: what is told of records and more, in this order; see `durable.observe`. Where the process has set an OpenTelemetry
+            provider before this is made, spans and metrics need none.
         execute: False is for PostgreSQL: start and watch runs, run nothing.
         test_mode: allows what `durable.testing` needs, such as simulated crashes.
         clock: where the time comes from; tests put a virtual one here.
@@ -76,7 +79,7 @@ class Durable:
         *,
         limits: Limits = Limits(),
         config: Config = Config(),
-        observers: Iterable[object] = (),
+        observers: Iterable[Observer] = (),
         execute: bool = True,
         test_mode: bool = False,
         clock: Clock = SYSTEM_CLOCK,
@@ -94,8 +97,6 @@ class Durable:
                 f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out",
                 key=f"limits.{later[0]}",
             )
-        if tuple(observers):
-            raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
         if not execute and not is_shared(store):
             raise ConfigError(
@@ -105,7 +106,10 @@ class Durable:
         self.limits = limits
         self.config = config
         self._world = (clock, entropy)
-        self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
+        self._observers = tuple(observers)
+        self._engine = Engine(
+            store, config, limits, clock, entropy, execute=execute, observers=_all_observers(self._observers)
+        )
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
@@ -120,8 +124,9 @@ class Durable:
         """Before it is opened: execute on another store, with other settings. For `durable worker MODULE:APP --store`."""
         clock, entropy = self._world
         type(self).__init__(
-            self, target, limits=limits, config=config, test_mode=self.test_mode, clock=clock, entropy=entropy
-        )
+            self, target, limits=limits, config=config, observers=self._observers, test_mode=self.test_mode,
+            clock=clock, entropy=entropy,
+        )  # fmt: skip
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
@@ -273,6 +278,25 @@ def _status(value: Status | str) -> Status:
         return Status(value)
     except ValueError:
         raise ConfigError(f"status {value!r} is none of {', '.join(Status)}", key="status") from None
+
+
+def _all_observers(given: tuple[Observer, ...]) -> tuple[Observer, ...]:
+    """Those that were given, and one for OpenTelemetry where the process has set a provider: it imported the API, then."""
+    for some in given:
+        if not isinstance(some, Observer):
+            raise ConfigError(
+                f"Durable(observers=[{some!r:.100}]): an observer is an object of a subclass of durable.observe.Observer",
+                key="observers",
+            )
+    tracing = sum(isinstance(some, Telemetry) for some in given)
+    if tracing > 1:
+        raise ConfigError("Durable(observers=...): one OpenTelemetry is the most there can be", key="observers")
+    if tracing or "opentelemetry" not in sys.modules:
+        return given
+    from durable.observe.otel import OpenTelemetry
+
+    telemetry = OpenTelemetry.of_process()
+    return given if telemetry is None else (*given, telemetry)
 
 
 def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) -> Store:

@@ -17,6 +17,7 @@ from durable.core.query import RunFilter
 from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
+from durable.engine.observing import Observing
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
@@ -25,10 +26,13 @@ from durable.engine.stopping import stop_bodies
 from durable.errors import (
     AppNotOpenError,
     LogFencedError,
+    RefusedError,
     ShuttingDownError,
     StorageError,
+    StorageFullError,
     TransitionError,
 )
+from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -40,13 +44,16 @@ class Engine:
     """Executes the runs of a store."""
 
     def __init__(
-        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy, *, execute: bool = True
-    ) -> None:
+        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy,
+        *, execute: bool = True, observers: Sequence[Observer] = (),
+    ) -> None:  # fmt: skip
         codec = TaggedJson(config.payload)
         register_children(codec)
+        self._observing = Observing(observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
         self._given = Given(
-            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute
-        )
+            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute,
+            observing=self._observing,
+        )  # fmt: skip
         self._parts: Parts
         self._reading = Reading(store, self._given.hub, self._is_over)
         self._state = "new"
@@ -86,6 +93,7 @@ class Engine:
             raise AppNotOpenError(f"this application is {self._state} already")
         self._state = "opening"
         try:
+            self._observing.prepare()
             await self._given.store.open()
             try:
                 await self._start_up()
@@ -99,6 +107,7 @@ class Engine:
     async def _start_up(self) -> None:
         calls = Calls(host=self, check_open=self._check_open, on_failure=self._store_failed, read=self._read_later)
         parts = self._parts = Parts(self._given, calls)
+        await self._observing.open()
         if parts.sharing is None:
             await self._take_over(parts)
         else:
@@ -117,9 +126,10 @@ class Engine:
     async def _take_over(self, parts: Parts) -> None:
         """Let every run go on that had not ended: the store is this process's own."""
         given = self._given
-        now = given.clock.now()
+        now, began = given.clock.now(), given.clock.monotonic()
         due = RunFilter(open=True, due_by=now)
         left = await load(given.store, parts.table, due, given.limits.max_running, QUEUED_MAX)
+        self._observing.scanned(len(parts.table), given.clock.monotonic() - began)
         parts.residence.open(now, await given.store.next_due(now))
         parts.pipeline.open()
         self._state = "open"
@@ -180,6 +190,7 @@ class Engine:
             self._task_defined = None
             await services.invoker.close()
             await self._given.store.close()
+            await self._observing.close()
 
     def _store_failed(self, error: StorageError) -> None:
         """The store takes nothing more: stop the bodies and tell everybody who waits."""
@@ -209,7 +220,12 @@ class Engine:
     ) -> tuple[str, str | None]:
         """Start a run; return its id and key."""
         self._check_open()
-        return await self._parts.starter.start(task, options, task.facts.bind(args, kwargs, task.name))
+        bound = task.facts.bind(args, kwargs, task.name)
+        try:
+            return await self._parts.starter.start(task, options, bound)
+        except (RefusedError, StorageFullError) as error:
+            self._observing.refused(error.code, task.name, options.user)
+            raise
 
     async def start_run_on(
         self,
@@ -221,7 +237,12 @@ class Engine:
     ) -> tuple[str, str | None]:
         """Start a run in the caller's own transaction; return its id and key."""
         self._check_open()
-        return await self._parts.starter.start_on(connection, task, options, task.facts.bind(args, kwargs, task.name))
+        bound = task.facts.bind(args, kwargs, task.name)
+        try:
+            return await self._parts.starter.start_on(connection, task, options, bound)
+        except (RefusedError, StorageFullError) as error:
+            self._observing.refused(error.code, task.name, options.user)
+            raise
 
     # --- asking -----------------------------------------------------------------------------------------------------------------
 
@@ -275,6 +296,10 @@ class Engine:
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""
         return await self._reading.children_of(run_id)
+
+    def _now_going(self) -> tuple[int, int, int]:
+        scheduler = self._parts.scheduler
+        return scheduler.running, scheduler.queued, len(self._given.hub)
 
     def statistics(self) -> dict[str, int]:
         """How much is going on."""

@@ -127,6 +127,7 @@ class Kinship:
         encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
         create = creation(task, options, encoded, run.user)
         create.attached = create.joined = True
+        create.trace = run.attempt_trace
         run_id = self.starter.make_id(run.run_id)
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
 

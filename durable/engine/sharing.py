@@ -36,13 +36,18 @@ class Sharing:
 
     Arguments:
         execute: whether it executes runs, or only starts and watches them.
+        scanned: told of each look for runs of executors that are gone: how many there were, and how many seconds it took.
     """
 
-    def __init__(self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, *, execute: bool) -> None:
+    def __init__(
+        self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy,
+        *, execute: bool, scanned: Callable[[int, float], None],
+    ) -> None:  # fmt: skip
         self.store = store
         self._clock = clock
         self._entropy = entropy
         self._execute = execute
+        self._scanned = scanned
         self.table = HoldingTable(store)
         self.following = Following(store, hub, lambda run_id: self.table.held(run_id) is not None)
         self._heard: dict[str, asyncio.Event] = {}
@@ -65,14 +70,17 @@ class Sharing:
             self.store, self.table, mailbox, scheduler, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy
         )
         self._scheduler = scheduler
-        self._leases = [
-            Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
-            for number, shard in enumerate(self.store.shards)
-        ]
+        self._leases = [self._lease(number, shard) for number, shard in enumerate(self.store.shards)]
         lifecycle.offer = self._offer
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         lifecycle.ended = self.following.told
+
+    def _lease(self, number: int, shard: SharedStore) -> Lease:
+        return Lease(
+            shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed,
+            clock=self._clock, scanned=self._scanned,
+        )  # fmt: skip
 
     async def open(self) -> None:
         """Begin to take part."""
