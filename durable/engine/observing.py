@@ -154,10 +154,13 @@ class Observing:
     # --- records ----------------------------------------------------------------------------------------------------------------
 
     def told(self, publish: Callable[[Unit], None]) -> Callable[[Unit], None]:
-        """Publish a unit, then tell observers of its records."""
+        """Publish a unit, then tell observers of its records. Who traces is told before: an attempt ends before the next begins."""
         telemetry, told, is_observed = self._telemetry, self._told, bool(self._observers)
 
         def publish_and_tell(unit: Unit) -> None:
+            if telemetry is not None:
+                for entry, record in unit.items:
+                    self._call(telemetry, "record", entry.run, record)
             publish(unit)
             counts = self.tally.records
             for _, record in unit.items:
@@ -165,8 +168,6 @@ class Observing:
             if not is_observed:
                 return
             for entry, record in unit.items:
-                if telemetry is not None:
-                    self._call(telemetry, "record", entry.run, record)
                 if told:
                     self._tell(entry.run, record)
                 if record.kind in _DEADLY:

@@ -151,7 +151,7 @@ class Telemetry(Observer):
         """Give a record of a beginning, before it is recorded, the trace context (`head["trace"]`) of what begins."""
 
     def record(self, run: Run, record: Record) -> None:
-        """A record became durable. Of `run` only what a later record does not change counts."""
+        """A record became durable; told before anybody acts on it. Of `run` only what a later record does not change counts."""
 
     def enter(self, run_id: str) -> None:
         """Make the span of the run's attempt current in this context, which is that of its body."""

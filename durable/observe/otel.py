@@ -129,8 +129,8 @@ class OpenTelemetry(Telemetry):
         self._instruments: Instruments | None = None
         #: The spans of attempts that are going on, by run.
         self._spans: dict[str, Span] = {}
-        #: When the steps that are running began, by run and call.
-        self._steps: dict[str, dict[Call, float]] = {}
+        #: When the tries of steps began whose outcome is not known, by run and call.
+        self._steps: dict[str, dict[Call, list[float]]] = {}
 
     @classmethod
     def of_process(cls) -> OpenTelemetry | None:
@@ -170,7 +170,7 @@ class OpenTelemetry(Telemetry):
             attributes = {"durable.run.id": run.run_id, "durable.task.name": record.name}
             span = self._tracer.start_span("durable.task.submit", parent, SpanKind.PRODUCER, attributes)
             span.end()
-        elif record.kind in BEGINNINGS:
+        elif record.kind in BEGINNINGS and "coordinator" not in record.head:  # else that is a run of its own
             self.dropped(run.run_id)
             span = self._spans[run.run_id] = self._begun(self._tracer, run, record)
         else:
@@ -237,7 +237,7 @@ class OpenTelemetry(Telemetry):
 
     def stepping(self, run_id: str, call: Call, now: float) -> None:
         """See `Telemetry`."""
-        self._steps.setdefault(run_id, {})[call] = now
+        self._steps.setdefault(run_id, {}).setdefault(call, []).append(now)
 
     def record(self, run: Run, record: Record) -> None:
         """See `Telemetry`."""
@@ -257,8 +257,14 @@ class OpenTelemetry(Telemetry):
             self.dropped(run.run_id)
 
     def _measure_step(self, run: Run, record: Record) -> None:
-        began = self._steps.get(run.run_id, {}).pop(record.call, None)
-        if began is not None and self._instruments is not None:
+        calls = self._steps.get(run.run_id, {})
+        tries = calls.get(record.call)
+        if not tries:
+            return
+        began = tries.pop(0)
+        if not tries:
+            del calls[record.call]
+        if self._instruments is not None:
             attributes = {"durable.task.name": run.task, "durable.step.name": record.name}
             self._instruments.histograms["durable.step.duration"].record(max(record.at - began, 0.0), attributes)
 
