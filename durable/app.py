@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -20,9 +20,10 @@ from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.status import Status
 from durable.engine.engine import Engine
+from durable.engine.stats import Stats
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.observe.observer import Observer, Telemetry
-from durable.store.base import Store, StoreHealth
+from durable.store.base import Store
 from durable.store.local import LocalStore
 from durable.store.shared import is_shared
 from durable.tasks.handle import Event, Handle, RunInfo
@@ -33,27 +34,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PAGE = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """How much is going on.
-
-    Arguments:
-        loaded: runs that this process has in hand.
-        running: runs that hold a slot.
-        queued: runs that wait for one.
-        orphaned: runs whose task no imported module defines.
-        subscribers: live event streams.
-        health: how the store is.
-    """
-
-    loaded: int
-    running: int
-    queued: int
-    orphaned: int
-    subscribers: int
-    health: StoreHealth
 
 
 class Durable:
@@ -244,9 +224,9 @@ class Durable:
             yield event
 
     async def stats(self) -> Stats:
-        """How much is going on."""
+        """How much is going on, and what happened since the opening."""
         self._engine.check_readable()
-        return Stats(**self._engine.statistics(), health=self._engine.store.health())
+        return await self._engine.stats()
 
 
 class DeadLetters:

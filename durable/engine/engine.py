@@ -22,6 +22,7 @@ from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX
+from durable.engine.stats import Recovery, Stats, Streams, Totals, Written
 from durable.engine.stopping import stop_bodies
 from durable.errors import (
     AppNotOpenError,
@@ -36,6 +37,7 @@ from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
+from durable.tasks.handle import to_datetime
 from durable.tasks.host import current_scope
 from durable.tasks.registry import find_task, on_new_task
 
@@ -57,6 +59,7 @@ class Engine:
         self._parts: Parts
         self._reading = Reading(store, self._given.hub, self._is_over)
         self._state = "new"
+        self._opened_at = 0.0
         self._bringing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._task_defined: Callable[[TaskDefinition], None] | None = None
@@ -92,6 +95,7 @@ class Engine:
         if self._state in ("opening", "open", "closing"):
             raise AppNotOpenError(f"this application is {self._state} already")
         self._state = "opening"
+        self._opened_at = self._given.clock.now()
         try:
             self._observing.prepare()
             await self._given.store.open()
@@ -303,14 +307,34 @@ class Engine:
 
     def statistics(self) -> dict[str, int]:
         """How much is going on."""
-        scheduler = self._parts.scheduler
+        running, queued, subscribers = self._now_going()
         return {
             "loaded": len(self._parts.table),
-            "running": scheduler.running,
-            "queued": scheduler.queued,
+            "running": running,
+            "queued": queued,
             "orphaned": self._parts.lifecycle.orphaned,
-            "subscribers": len(self._given.hub),
+            "subscribers": subscribers,
         }
+
+    async def stats(self) -> Stats:
+        """How much is going on, and what happened since the opening."""
+        given, tally, going = self._given, self._observing.tally, self.statistics()
+        health = given.store.health()
+        running = "running" if health.state == "ok" else health.state
+        return Stats(
+            state="closing" if self._state == "closing" else running,
+            started_at=to_datetime(self._opened_at),
+            uptime_seconds=max(given.clock.now() - self._opened_at, 0.0),
+            waiting=max(going["loaded"] - going["running"] - going["queued"], 0),
+            totals=Totals.of(tally),
+            rejections=dict(tally.refusals),
+            dead_letters=await self._observing.dead_letters(),
+            streams=Streams(subscribers=going["subscribers"], runs=len(given.hub.followed)),
+            written=Written(backlog_records=health.backlog_records, batches=tally.batches, entries=tally.entries),
+            recovery=Recovery(scans=tally.scans, found=tally.found),
+            health=health,
+            **going,
+        )
 
     # --- control ----------------------------------------------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ class Tally:
         #: Starts that were not let in, by reason.
         self.refusals: Counter[str] = Counter()
         self.scans = self.found = 0
-        self.batches: Counter[str] = Counter()
-        self.entries: Counter[str] = Counter()
+        #: Batches written into the tables, and their records.
+        self.batches = self.entries = 0
 
 
 class Observing:
@@ -145,11 +145,17 @@ class Observing:
             await asyncio.sleep(RECOUNT_SECONDS)
 
     async def _count_dead(self) -> None:
+        counted = await self.dead_letters()
+        self._dead = self._dead if counted is None else counted
+        self._counted_at = self._clock.monotonic()
+
+    async def dead_letters(self) -> int | None:
+        """How many dead letters the store has; None where it cannot be asked now."""
         try:
-            self._dead = await count(self._store, RunFilter(dead=True))
+            return await count(self._store, RunFilter(dead=True))
         except DurableError as error:
             logger.warning("dead letters cannot be counted now: %s", error)
-        self._counted_at = self._clock.monotonic()
+            return None
 
     # --- records ----------------------------------------------------------------------------------------------------------------
 
@@ -291,8 +297,9 @@ class Observing:
         self._written("flush", entries, seconds)
 
     def _written(self, kind: Any, entries: int, seconds: float) -> None:
-        self.tally.batches[kind] += 1
-        self.tally.entries[kind] += entries
+        if kind != "log":
+            self.tally.batches += 1
+            self.tally.entries += entries
         if self._observers:
             batch = Batch(kind=kind, entries=entries, seconds=seconds, at=to_datetime(self._clock.now()))
             for some in self._observers:

@@ -17,7 +17,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, TracerProvider, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from durable.core.records import RESULTS, Call, Kind, Record
+from durable.core.records import ENDS, RESULTS, Call, Kind, Record
 from durable.core.run import Run
 from durable.observe.observer import Batch, Gauges, ObservedAttempt, Refusal, Scan, Telemetry
 
@@ -127,8 +127,8 @@ class OpenTelemetry(Telemetry):
         self._meter_provider = meter_provider
         self._tracer: Tracer | None = None
         self._instruments: Instruments | None = None
-        #: The spans of attempts that are going on, by run.
-        self._spans: dict[str, Span] = {}
+        #: The spans of attempts that are going on, by run: two where the next began before the end of the one before is durable.
+        self._spans: dict[str, list[Span]] = {}
         #: When the tries of steps began whose outcome is not known, by run and call.
         self._steps: dict[str, dict[Call, list[float]]] = {}
 
@@ -171,8 +171,8 @@ class OpenTelemetry(Telemetry):
             span = self._tracer.start_span("durable.task.submit", parent, SpanKind.PRODUCER, attributes)
             span.end()
         elif record.kind in BEGINNINGS and "coordinator" not in record.head:  # else that is a run of its own
-            self.dropped(run.run_id)
-            span = self._spans[run.run_id] = self._begun(self._tracer, run, record)
+            span = self._begun(self._tracer, run, record)
+            self._spans.setdefault(run.run_id, []).append(span)
         else:
             return
         if carried := _carried(span):
@@ -194,9 +194,9 @@ class OpenTelemetry(Telemetry):
 
     def enter(self, run_id: str) -> None:
         """See `Telemetry`."""
-        span = self._spans.get(run_id)
-        if span is not None:
-            contexts.attach(set_span_in_context(span, Context()))
+        spans = self._spans.get(run_id)
+        if spans:
+            contexts.attach(set_span_in_context(spans[-1], Context()))
 
     @contextmanager
     def attempt(self, attempt: ObservedAttempt) -> Iterator[None]:
@@ -216,21 +216,13 @@ class OpenTelemetry(Telemetry):
 
     def replayed(self, run_id: str, record: Record) -> None:
         """See `Telemetry`."""
-        self._tell_step(run_id, record, cached=True)
-
-    def _tell_step(self, run_id: str, record: Record, *, cached: bool) -> None:
-        span = self._spans.get(run_id)
-        if span is not None:
-            attributes: dict[str, str | bool] = {"durable.step.name": record.name, "durable.step.cached": cached}
-            if "error_type" in record.head:
-                attributes["error.type"] = record.head["error_type"]
-            span.add_event(record.event_name.replace(":", ".", 1).replace("step", "durable.step", 1), attributes)
+        if spans := self._spans.get(run_id):
+            _tell_step(spans[-1], record, cached=True)
 
     def dropped(self, run_id: str) -> None:
         """See `Telemetry`."""
         self._steps.pop(run_id, None)
-        span = self._spans.pop(run_id, None)
-        if span is not None:
+        for span in self._spans.pop(run_id, ()):
             span.end()
 
     # --- what records say ---------------------------------------------------------------------------------------------------------
@@ -241,20 +233,24 @@ class OpenTelemetry(Telemetry):
 
     def record(self, run: Run, record: Record) -> None:
         """See `Telemetry`."""
-        kind = record.kind
+        kind, run_id = record.kind, run.run_id
         if kind in _STEPPED:
-            self._tell_step(run.run_id, record, cached=False)
+            if spans := self._spans.get(run_id):
+                _tell_step(spans[0], record, cached=False)
             self._measure_step(run, record)
             return
         if self._instruments is not None:
             self._count(self._instruments, run, record)
-        if kind in OUTCOMES:
-            span = self._spans.get(run.run_id)
-            if span is not None:
-                span.set_attribute("durable.outcome", OUTCOMES[kind])
-                if "error_type" in record.head:
-                    _fail(span, record.head["error_type"])
-            self.dropped(run.run_id)
+        if kind in OUTCOMES and (spans := self._spans.get(run_id)):
+            span = spans.pop(0)
+            span.set_attribute("durable.outcome", OUTCOMES[kind])
+            if "error_type" in record.head:
+                _fail(span, record.head["error_type"])
+            span.end()
+            if not spans:
+                del self._spans[run_id]
+        if kind in ENDS:
+            self._steps.pop(run_id, None)
 
     def _measure_step(self, run: Run, record: Record) -> None:
         calls = self._steps.get(run.run_id, {})
@@ -317,6 +313,13 @@ class OpenTelemetry(Telemetry):
 def _does_something(provider: object) -> bool:
     """Whether somebody has set this provider: those that stand in for one are classes of the API itself."""
     return not type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
+
+
+def _tell_step(span: Span, record: Record, *, cached: bool) -> None:
+    attributes: dict[str, str | bool] = {"durable.step.name": record.name, "durable.step.cached": cached}
+    if "error_type" in record.head:
+        attributes["error.type"] = record.head["error_type"]
+    span.add_event(record.event_name.replace("step:", "durable.step."), attributes)
 
 
 def _fail(span: Span, error_type: str) -> None:

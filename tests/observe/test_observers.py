@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from durable import BackpressureError, ConfigError, Context, Durable, Event, RunFailedError, step, task
+from durable.engine.observing import Observing
 from durable.observe import Batch, Gauges, ObservedAttempt, ObservedRun, Observer, Refusal, RunLogFilter, Scan
 from durable.store.local import LocalStore
 from durable.store.memory import MemoryStore
@@ -35,6 +37,11 @@ async def work(number: int) -> int:
 @task(name="seen_failing", retry=2)
 async def failing() -> None:
     raise ValueError("broken")
+
+
+@task(name="seen_pausing")
+async def pausing(ctx: Context) -> None:
+    await ctx.wait_for("go")
 
 
 class Diary(Observer):
@@ -190,7 +197,7 @@ async def test_an_observer_that_raises_is_logged_once_and_harms_nobody(
 
 def test_an_observer_is_of_a_known_kind() -> None:
     """What could never be told is refused at once."""
-    with pytest.raises(ConfigError, match="durable.observe.Observer"):
+    with pytest.raises(ConfigError, match=r"durable\.observe\.Observer"):
         Durable(MemoryStore(), observers=[object()])  # type: ignore[list-item]
 
 
@@ -239,9 +246,9 @@ async def test_log_records_carry_the_run_and_are_not_repeated(tmp_path: Path) ->
         logger.removeHandler(handler)
         logging.getLogger("durable.task.seen_logging").removeHandler(handler)
     said = (run.run_id, "seen_logging", 1)
-    texts = ("in body", "by ctx", "in step", "after", "done")
+    texts = ("in body", "by ctx", "in step", "after", "after", "done")
     assert lines[0] == (None, None, None, "outside")
-    assert lines[1:] == [(*said, text) for text in texts], "each once, though the body began twice"
+    assert lines[1:] == [(*said, text) for text in texts], "once, but for what it said after its last recorded result"
 
 
 def test_without_an_sdk_nothing_is_recorded_and_nothing_imported(tmp_path: Path) -> None:
@@ -274,23 +281,60 @@ def test_without_an_sdk_nothing_is_recorded_and_nothing_imported(tmp_path: Path)
     assert output.splitlines() == ["False", "True", "ProxyTracerProvider _ProxyMeterProvider", "[]", "None"]
 
 
-async def test_who_is_not_observed_pays_next_to_nothing() -> None:
-    """Beside a plain commit and publish, counting records costs a few percent at most; here, generously, less than a third."""
+async def test_who_is_not_observed_pays_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside an engine that tells nobody and counts nothing, the difference is lost in the noise; a fifth is generous."""
 
-    async def seconds(observed: bool) -> float:
-        store = MemoryStore()
-        async with Durable(store, observers=[Diary()] if observed else []) as app:
-            began = time.perf_counter()
-            for _ in range(4):
-                await asyncio.gather(*[_one(app, number) for number in range(50)])
-            return time.perf_counter() - began
-
-    async def _one(app: Durable, number: int) -> None:
+    async def one(app: Durable, number: int) -> None:
         await (await app.start(work, number))
 
-    await seconds(False)
-    plain, observed = zip(*[(await seconds(False), await seconds(True)) for _ in range(3)], strict=True)
-    assert min(plain) < 1.3 * min(observed), "who is observed by nobody is not slower than who is"
+    async def seconds() -> float:
+        async with Durable(MemoryStore()) as app:
+            began = time.process_time()
+            for _ in range(8):
+                await asyncio.gather(*[one(app, number) for number in range(50)])
+            return time.process_time() - began
+
+    async def seconds_bare() -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(Observing, "told", lambda self, publish: publish)
+            patch.setattr(Observing, "measured", lambda self, commit: commit)
+            patch.setattr(Observing, "enter", lambda self, context, run_id: None)
+            return await seconds()
+
+    await seconds()
+    pairs: list[tuple[float, float]] = []
+    for _ in range(12):  # on a machine that does other things, too, until a quiet moment was met
+        pairs.append((await seconds_bare(), await seconds()))
+        bare, plain = map(min, zip(*pairs, strict=True))
+        if len(pairs) > 2 and plain < 1.2 * bare:
+            break
+    else:
+        pytest.fail(f"{pairs}")
+
+
+async def test_stats_say_what_happened_and_what_goes_on(tmp_path: Path) -> None:
+    """Totals since the opening, and the moment; all of it as JSON, too."""
+    async with Durable(tmp_path) as app:
+        assert [await (await app.start(work, number)) for number in range(3)] == [1, 2, 3]
+        with pytest.raises(RunFailedError):
+            await (await app.start(failing))
+        handle = await app.start(pausing)
+        async for event in handle.events():
+            if event.name == "waiting":
+                stats = await app.stats()
+                await handle.cancel()
+    totals = stats.totals
+    assert (totals.submitted, totals.completed, totals.failed, totals.retried, totals.steps) == (5, 3, 1, 1, 3)
+    assert totals.success_rate == 0.75 and totals.records == 5 * 2 + 3 + 3 + 3 + 1
+    assert (stats.state, stats.running, stats.queued, stats.loaded, stats.waiting) == ("running", 1, 0, 1, 0)
+    assert (stats.dead_letters, stats.rejections, stats.recovery.scans, stats.recovery.found) == (1, {}, 1, 0)
+    assert (stats.streams.subscribers, stats.streams.runs, stats.subscribers) == (1, 1, 1)
+    assert 0 <= stats.uptime_seconds < 60 and stats.health.state == "ok"
+    stored = json.loads(json.dumps(stats.as_dict()))
+    assert stored["totals"]["success_rate"] == 0.75 and stored["health"]["state"] == "ok"
+    async with Durable(tmp_path) as app:
+        stats = await app.stats()
+    assert stats.totals.records == 0 and stats.dead_letters == 1
 
 
 async def test_an_application_can_be_opened_again(tmp_path: Path) -> None:
