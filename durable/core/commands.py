@@ -179,10 +179,12 @@ class Revive:
     Arguments:
         children: how many of its children are tried again with it.
         by_parent: it is tried again because its parent is.
+        letter_retries: it is tried again as a dead letter, which may happen so often; None: by its handle, as often as anybody likes.
     """
 
     children: int = 0
     by_parent: bool = False
+    letter_retries: int | None = None
 
 
 @dataclass(slots=True)
@@ -192,7 +194,9 @@ class Release:
 
 @dataclass(slots=True)
 class Discard:
-    """Take a dead letter off the list."""
+    """Take a dead letter off the list; `reason` says why where nobody asked for it."""
+
+    reason: str | None = None
 
 
 Command = (

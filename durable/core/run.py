@@ -48,6 +48,8 @@ class Run:
     attempt: int = 1
     #: Attempts spent before the last `retry()` of a failed run: the policy counts from there.
     attempt_base: int = 0
+    #: How often it went on again as a dead letter that was retried; `retry()` of a handle does not count.
+    retried: int = 0
     #: Recoveries since a step was last recorded.
     recoveries: int = 0
     recovery_reason: str | None = None
@@ -211,6 +213,7 @@ def _resumed(run: Run, record: Record) -> None:
     else:  # a failed run that is retried: a new attempt, with the policy's whole count before it
         run.status = Status.WAITING_FOR_CHILDREN if run.returned_seq else Status.READY
         run.unfinished = record.head.get("children", 0) if run.returned_seq else 0
+        run.retried += record.head.get("letter", False)
         run.attempt_base = record.attempt
         run.attempt = record.attempt + 1
         run.not_before = 0.0

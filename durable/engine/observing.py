@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context
-from dataclasses import replace
 from typing import Any
 
 from durable.clock import Clock
@@ -152,7 +151,7 @@ class Observing:
     async def dead_letters(self) -> int | None:
         """How many dead letters the store has; None where it cannot be asked now."""
         try:
-            return await count(self._store, RunFilter(dead=True))
+            return await self._store.count(RunFilter(dead=True))
         except DurableError as error:
             logger.warning("dead letters cannot be counted now: %s", error)
             return None
@@ -323,12 +322,3 @@ def _observed(run: Run) -> ObservedRun:
         run_id=run.run_id, task_name=run.task, version=run.version, key=run.key, user=run.user,
         parent_id=run.parent_id, created_at=to_datetime(run.created_at),
     )  # fmt: skip
-
-
-async def count(store: Store, wanted: RunFilter) -> int:
-    """How many runs match."""
-    found = 0
-    while page := await store.query(replace(wanted, limit=1000)):
-        found += len(page)
-        wanted = replace(wanted, after=page[-1].run_id)
-    return found

@@ -68,6 +68,8 @@ class Flusher:
         self._room = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        #: Held by who flushes a batch.
+        self._turn = asyncio.Lock()
         self._commits_wait = False
         self._closing = False
 
@@ -145,6 +147,14 @@ class Flusher:
         while self._pending:
             await self._flush_batch()
 
+    async def settle(self) -> None:
+        """Flush what is pending by now, whatever the breaker says; raises what the repository raises."""
+        last = self._pending[-1][2] if self._pending else 0
+        while self._pending and self._pending[0][2] <= last:
+            async with self._turn:
+                if self._pending and self._pending[0][2] <= last:
+                    await self._flush_batch()
+
     async def close(self, seconds: float) -> None:
         """Flush what is pending, for at most `seconds`. What is left stays in the log, for the next open."""
         self._closing = True
@@ -193,7 +203,9 @@ class Flusher:
             return False
         self._tell_state()
         try:
-            await self._flush_batch()
+            async with self._turn:
+                if self._pending:
+                    await self._flush_batch()
         except Exception as error:  # noqa: BLE001  whatever a repository raises, it is no reason to lose the flusher
             self._last_error = error
             self._breaker.failure(self._clock.monotonic())

@@ -131,6 +131,13 @@ class SharedDatabase:
                 return _lost(answer.message.run_id, f"message {answer.message.message_id} for it is gone already")
         return None
 
+    def prune(self, before: float, limit: int) -> int:
+        """See `Store.prune`. A family to which somebody has sent a message stays."""
+        told = {run_id for run_id, _, _ in self.messages.values()}
+        count = self.overlay.prune(before, limit, told)
+        self.rows = {run_id: row for run_id, row in self.rows.items() if run_id in self.overlay.entries}
+        return count
+
     # -- holding runs
 
     def run(self, run_id: str) -> Run:

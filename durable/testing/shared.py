@@ -125,6 +125,12 @@ class SharedMemoryStore:
 
         return await self._ask("query", work)
 
+    async def count(self, wanted: RunFilter) -> int:
+        return await self._ask("query", lambda: len(self._database.overlay.matching(wanted)))
+
+    async def prune(self, before: float, limit: int) -> int:
+        return await self._ask("prune", lambda: self._database.prune(before, limit))
+
     async def next_due(self, after: float) -> float | None:
         return await self._ask("query", lambda: earliest_due(self._database.overlay.entries.values(), after))
 

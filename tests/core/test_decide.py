@@ -370,6 +370,29 @@ def test_a_dead_letter_is_discarded_once(status: Status) -> None:
         give(run, Discard())
 
 
+def test_why_a_dead_letter_was_discarded_is_on_record() -> None:
+    """Where nobody asked for it, the record says the reason; else it has none."""
+    run = made(Status.FAILED)
+    assert decide(run, Discard("too old"), 9.0, 100)[0].head == {"reason": "too old"}
+    assert decide(run, Discard(), 9.0, 100)[0].head == {}
+
+
+def test_a_dead_letter_is_retried_so_often_and_no_more() -> None:
+    """Only retries as a dead letter count, and only they have a bound, which the refusal names."""
+    run = made(Status.FAILED)
+    give(run, Revive(), Begin(), Fail(FAILURE, retryable=False))
+    assert run.retried == 0
+    give(run, Revive(letter_retries=1), Begin(), Fail(FAILURE, retryable=False))
+    assert (run.status, run.retried) == (Status.FAILED, 1)
+    with pytest.raises(LimitError, match=r"once already.*limits.dead_letter_retries \(1\)"):
+        give(run, Revive(letter_retries=1))
+    give(run, Revive(letter_retries=2), Begin(), Fail(FAILURE, retryable=False))
+    with pytest.raises(LimitError, match="2 times already"):
+        give(run, Revive(letter_retries=2))
+    give(run, Revive(), Begin())
+    assert (run.status, run.retried) == (Status.RUNNING, 2)
+
+
 def test_a_discarded_run_can_still_be_revived() -> None:
     """Taking a letter off the list does not take the run away."""
     run = made(Status.FAILED)

@@ -257,7 +257,7 @@ def test_a_run_comes_back_as_it_was(status: Status) -> None:
 def test_every_field_of_a_run_is_stored() -> None:
     """A field that is added to `Run` cannot be forgotten: it is in the row's state or in a column of its own."""
     run, usual = full(), Run(RUN_ID)
-    run.attempt, run.attempt_base, run.retry = 4, 2, Retry(3)
+    run.attempt, run.attempt_base, run.retried, run.retry = 4, 2, 1, Retry(3)
     columns = {"run_id", "input", "result"}
     names = {field.name for field in dataclasses.fields(Run)} - columns
     assert [name for name in names if getattr(run, name) == getattr(usual, name)] == []

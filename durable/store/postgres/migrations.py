@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from durable.errors import RepositoryUnavailableError, StoreFormatError, StoreMismatchError
 
 #: The scripts in order; `{schema}` in them stands for the quoted name of the schema, which is there when they run.
-SCRIPTS = {1: "0001_tables.sql"}
+SCRIPTS = {1: "0001_tables.sql", 2: "0003_closed.sql"}
 SCHEMA_VERSION = max(SCRIPTS)
 #: How often a migration is begun anew that met another one of the same schema.
 TRIES = 50

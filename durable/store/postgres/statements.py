@@ -83,7 +83,7 @@ class Statements:
         self._schema = f'"{schema}"'
         self._writes: dict[Variant, bytes] = {}
         for name, text in _TEXTS.items():
-            setattr(self, name, self._in_schema(text))
+            setattr(self, name, self.of(text))
 
     ENROLL: bytes
     RENEW: bytes
@@ -120,17 +120,22 @@ class Statements:
     def query(self, conditions: Iterable[str]) -> bytes:
         """The statement that finds runs, in order of their ids; its last value is how many."""
         where = " AND ".join(conditions) or "true"
-        return self._in_schema(f"SELECT {_RUN} FROM {{s}}.runs r WHERE {where} ORDER BY run_id LIMIT %s")
+        return self.of(f"SELECT {_RUN} FROM {{s}}.runs r WHERE {where} ORDER BY run_id LIMIT %s")
+
+    def count(self, conditions: Iterable[str]) -> bytes:
+        """The statement that counts runs."""
+        return self.of(f"SELECT count(*) FROM {{s}}.runs r WHERE {' AND '.join(conditions) or 'true'}")
 
     def write(self, variant: Variant) -> bytes:
         """The statement that writes parcels. It answers the first parcel's batch, and fails with SQLSTATE 22012 where a run or a
         message is not as expected."""
         found = self._writes.get(variant)
         if found is None:
-            found = self._writes[variant] = self._in_schema(_write(variant))
+            found = self._writes[variant] = self.of(_write(variant))
         return found
 
-    def _in_schema(self, text: str) -> bytes:
+    def of(self, text: str) -> bytes:
+        """A statement with the schema in place of `{s}`."""
         return " ".join(text.replace("{s}", self._schema).split()).encode()
 
 

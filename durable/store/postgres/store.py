@@ -27,6 +27,7 @@ from durable.store.postgres.apart import Apart
 from durable.store.postgres.claims import Claims
 from durable.store.postgres.migrations import migrate, verify
 from durable.store.postgres.notices import Notices
+from durable.store.postgres.pruning import Pruning
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
@@ -90,6 +91,7 @@ class PostgresStore:
         self._statements = statements = Statements(settings.schema)
         recent = Recent()
         self._queries = Queries(sessions, statements, recent)
+        self._pruning = Pruning(self._queries, statements, recent)
         self._writer = Writer(sessions, statements)
         self._writes = Writes(self._writer, statements, recent, entropy)
         self._apart = Apart(self._writer, statements, recent)
@@ -247,6 +249,14 @@ class PostgresStore:
     async def query(self, wanted: RunFilter) -> list[Run]:
         self._check()
         return await self._queries.query(wanted)
+
+    async def count(self, wanted: RunFilter) -> int:
+        self._check()
+        return await self._queries.count(wanted)
+
+    async def prune(self, before: float, limit: int) -> int:
+        self._check()
+        return await self._pruning.prune(before, limit)
 
     async def next_due(self, after: float) -> float | None:
         self._check()

@@ -28,6 +28,7 @@ from durable.errors import DurableError, RepositoryUnavailableError, StorageErro
 from durable.store.base import StoreHealth, Unit
 from durable.store.postgres.shards.courier import Courier, Post
 from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.keeping import Keeping
 from durable.store.postgres.shards.placing import Placing
 from durable.store.postgres.shards.reach import Reach
 from durable.store.postgres.shards.roll import Member, call_roll, come_late
@@ -49,7 +50,7 @@ class Shard(SharedStore, Post, Member, Protocol):
         ...
 
 
-class ShardedStore:
+class ShardedStore(Keeping):
     """See the module, and `durable.store.shared.SharedStore`. What is not told here of one shard is told of all: it fails if one does.
 
     Arguments:
