@@ -36,7 +36,7 @@ from durable.store.postgres.shards.store import ShardedStore
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+from durable.store.shared import Claimed, Executor, Held, Known, Notice, Parcel, Placement, SharedStore
 
 #: Connections of the pool that are lent to nobody, where there are more.
 OWN_CONNECTIONS = 2
@@ -311,6 +311,11 @@ class PostgresStore:
     async def placement(self, run_id: str) -> Placement | None:
         self._check()
         return await self._claims.placement(run_id)
+
+    async def executors(self) -> list[Executor]:
+        """The executors that there are, those whose lease has passed among them until they are swept."""
+        self._check()
+        return await self._claims.executors()
 
     # -- the lease
 
