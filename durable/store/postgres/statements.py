@@ -96,6 +96,7 @@ class Statements:
     MAIL: bytes
     ANSWER: bytes
     PLACEMENT: bytes
+    EXECUTORS: bytes
     STORE_ID: bytes
     STATES: bytes
     TOKENS: bytes
