@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +24,10 @@ from durable.core.status import Status
 from durable.engine.engine import Engine
 from durable.engine.letters import DeadLetters
 from durable.engine.serving import on_signals
+from durable.engine.stats import Stats
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
-from durable.store.base import Store, StoreHealth
+from durable.observe.observer import Observer, Telemetry
+from durable.store.base import Store
 from durable.store.local import LocalStore
 from durable.store.shared import is_shared
 from durable.tasks.handle import Event, Handle, RunInfo
@@ -38,31 +40,6 @@ R = TypeVar("R")
 PAGE = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """How much is going on.
-
-    Arguments:
-        loaded: runs that this process has in hand.
-        running: runs that hold a slot.
-        queued: runs that wait for one.
-        orphaned: runs whose task no imported module defines, or not in their version.
-        orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
-        recovering: runs that go on after a crash and have not yet caught up with what they had done.
-        subscribers: live event streams.
-        health: how the store is.
-    """
-
-    loaded: int
-    running: int
-    queued: int
-    orphaned: int
-    orphans: dict[str, int]
-    recovering: int
-    subscribers: int
-    health: StoreHealth
-
-
 class Durable:
     """An application: opens a store, goes on with every run that had not ended, and runs new ones.
 
@@ -70,7 +47,8 @@ class Durable:
         target: a directory (log and SQLite in it), the URL of a PostgreSQL database, or a store.
         limits: what is let in and how much runs at once.
         config: all other settings.
-        observers: reserved for observers of records.
+        observers: what is told of records and more, in this order; see `durable.observe`. Where the process has set an OpenTelemetry
+            provider before this is made, spans and metrics need none.
         execute: False is for PostgreSQL: start and watch runs, run nothing.
         test_mode: allows what `durable.testing` needs, such as simulated crashes.
         clock: where the time comes from; tests put a virtual one here.
@@ -85,7 +63,7 @@ class Durable:
         *,
         limits: Limits = Limits(),
         config: Config = Config(),
-        observers: Iterable[object] = (),
+        observers: Iterable[Observer] = (),
         execute: bool = True,
         test_mode: bool = False,
         clock: Clock = SYSTEM_CLOCK,
@@ -93,8 +71,6 @@ class Durable:
     ) -> None:
         if not isinstance(limits, Limits) or not isinstance(config, Config):
             raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
-        if tuple(observers):
-            raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
         if not execute and not is_shared(store):
             raise ConfigError(
@@ -106,7 +82,10 @@ class Durable:
         self._execute = execute
         _check_limits(limits, execute)
         self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
+        self._observers = tuple(observers)
+        self._engine = Engine(
+            store, config, limits, clock, entropy, execute=execute, observers=_all_observers(self._observers)
+        )
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
@@ -135,8 +114,9 @@ class Durable:
         """Before it is opened: execute on another store, with other settings. For `durable worker MODULE:APP --store`."""
         clock, entropy = self._world
         type(self).__init__(
-            self, target, limits=limits, config=config, test_mode=self.test_mode, clock=clock, entropy=entropy
-        )
+            self, target, limits=limits, config=config, observers=self._observers, test_mode=self.test_mode,
+            clock=clock, entropy=entropy,
+        )  # fmt: skip
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
@@ -299,9 +279,9 @@ class Durable:
                 yield event
 
     async def stats(self) -> Stats:
-        """How much is going on."""
+        """How much is going on, and what happened since the opening."""
         self._engine.check_readable()
-        return Stats(**self._engine.statistics(), health=self._engine.store.health())
+        return await self._engine.stats()
 
 
 def _check_limits(limits: Limits, execute: bool) -> None:
@@ -319,6 +299,25 @@ def _status(value: Status | str) -> Status:
         return Status(value)
     except ValueError:
         raise ConfigError(f"status {value!r} is none of {', '.join(Status)}", key="status") from None
+
+
+def _all_observers(given: tuple[Observer, ...]) -> tuple[Observer, ...]:
+    """Those that were given, and one for OpenTelemetry where the process has set a provider: it imported the API, then."""
+    for some in given:
+        if not isinstance(some, Observer):
+            raise ConfigError(
+                f"Durable(observers=[{some!r:.100}]): an observer is an object of a subclass of durable.observe.Observer",
+                key="observers",
+            )
+    tracing = sum(isinstance(some, Telemetry) for some in given)
+    if tracing > 1:
+        raise ConfigError("Durable(observers=...): one OpenTelemetry is the most there can be", key="observers")
+    if tracing or "opentelemetry" not in sys.modules:
+        return given
+    from durable.observe.otel import OpenTelemetry
+
+    telemetry = OpenTelemetry.of_process()
+    return given if telemetry is None else (*given, telemetry)
 
 
 def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) -> Store:

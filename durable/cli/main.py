@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from durable.cli import deciding, demo, explaining, keeping, letters, logs, looking, migrating, worker
+from durable.cli import deciding, demo, explaining, figures, keeping, letters, logs, looking, migrating, worker
 from durable.cli.target import DEFAULT_FOLDER
 from durable.cli.terminal import complain, without_passwords
 from durable.core.status import Status
@@ -130,6 +130,8 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--parent", metavar="RUN", help="that this run returned, awaits or started")
     command.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default 50)")
     command.add_argument("--json", action="store_true", help="a line of JSON for each")
+    command = add("stats", figures.stats, help="how many runs there are, what of them waits, and who executes them")
+    command.add_argument("--json", action="store_true", help="JSON")
     for name, run, text in (
         ("show", looking.show, "one run: what it is, its steps, where each result came from, its children"),
         ("events", looking.events, "the events of a run"),

@@ -32,6 +32,8 @@ class Create:
     retry: Retry | None = None
     timeout: float | None = None
     delay: float = 0.0
+    #: Trace context (W3C) of who starts it, where that is not the code that is running.
+    trace: str = ""
 
 
 @dataclass(slots=True)

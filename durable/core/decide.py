@@ -79,6 +79,7 @@ def _create(run: Run, command: Create, now: float) -> list[Record]:
         ("joined", command.joined),
         ("depth", command.depth),
         ("priority", command.priority),
+        ("trace", command.trace),
     ):
         if value:
             head[key] = value

@@ -85,6 +85,9 @@ class Run:
     #: Ended in failure, and not yet discarded or retried.
     dead: bool = False
     reason: str | None = None
+    #: Trace contexts (W3C `traceparent`, then a space and `tracestate` if there is one), empty where nobody traced it: of the start, and
+    trace: str = ""
+    attempt_trace: str = ""  # of the last attempt, or part of one, that began
 
     @property
     def ended(self) -> bool:
@@ -94,9 +97,8 @@ class Run:
     @property
     def executing(self) -> bool:
         """Whether a body is at work: the task's own, or the function that is its coordinator."""
-        if self.asleep:
-            return False
-        return self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        at_work = self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        return at_work and not self.asleep
 
     @property
     def due(self) -> float | None:
@@ -150,15 +152,22 @@ def _created(run: Run, record: Record) -> None:
     run.depth = head.get("depth", 0)
     run.priority = head.get("priority", 0)
     run.fingerprint = head.get("fingerprint", "")
+    run.trace = head.get("trace", "")
     run.timeout = head.get("timeout")
     run.not_before = head.get("not_before", 0.0)
     if "retry" in head:
         run.retry = Retry.from_json(head["retry"])
 
 
+def _traced(run: Run, record: Record) -> None:
+    if "trace" in record.head:
+        run.attempt_trace = record.head["trace"]
+
+
 def _started(run: Run, record: Record) -> None:
     run.status = Status.RUNNING
     run.attempt = record.attempt
+    _traced(run, record)
     if run.started_at is None:
         run.started_at = record.at
 
@@ -183,6 +192,7 @@ def _retrying(run: Run, record: Record) -> None:
 def _recovered(run: Run, record: Record) -> None:
     run.recoveries += 1
     run.recovery_reason = record.head.get("reason")
+    _traced(run, record)
 
 
 def _suspended(run: Run, record: Record) -> None:
@@ -281,6 +291,7 @@ def _coordinating(run: Run, record: Record) -> None:
     run.coordinator_id = record.head.get("coordinator")
     run.unfinished = record.head.get("children", 0)
     run.join = "task" if run.unfinished else "function"
+    _traced(run, record)
 
 
 def _asleep(run: Run, record: Record) -> None:
@@ -290,6 +301,7 @@ def _asleep(run: Run, record: Record) -> None:
 
 def _awake(run: Run, record: Record) -> None:
     run.asleep, run.wake_at = False, None
+    _traced(run, record)
 
 
 def _released(run: Run, record: Record) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from durable.core.commands import Note, Suspend
 from durable.core.memo import Divergence, Memo
-from durable.core.records import Call, Failure, Kind, Record
+from durable.core.records import RESULTS, Call, Failure, Kind, Record
 from durable.engine.delivery import Delivery
 from durable.engine.divergence import call_site, describe
 from durable.engine.entry import Entry
@@ -71,7 +71,6 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
-        "awoken",
         "body",
         "context",
         "coordinating",
@@ -209,6 +208,8 @@ class Attempt:
         try:
             recorded = self.memo.result(call)
             if recorded is not None:
+                if self.services.replayed is not None and recorded.kind in RESULTS:
+                    self.services.replayed(self.run_id, recorded)
                 record = await delivery.recall(call)
             else:
                 if self.memo.marker(call) is None:

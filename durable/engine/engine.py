@@ -18,10 +18,12 @@ from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.lacking import lacking
+from durable.engine.observing import Observing
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX
+from durable.engine.stats import Stats, take_stats
 from durable.engine.stopping import stop_bodies
 from durable.errors import (
     AppNotOpenError,
@@ -31,6 +33,7 @@ from durable.errors import (
     TransitionError,
 )
 from durable.events.hub import StreamStats
+from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -42,16 +45,20 @@ class Engine:
     """Executes the runs of a store."""
 
     def __init__(
-        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy, *, execute: bool = True
-    ) -> None:
+        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy,
+        *, execute: bool = True, observers: Sequence[Observer] = (),
+    ) -> None:  # fmt: skip
         codec = TaggedJson(config.payload)
         register_children(codec)
+        self._observing = Observing(observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
         self._given = Given(
-            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute
-        )
+            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute,
+            observing=self._observing,
+        )  # fmt: skip
         self._parts: Parts
         self._reading = Reading(store, self._given.hub, clock, self._is_over)
         self._state = "new"
+        self._opened_at = 0.0
         self._bringing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._task_defined: Callable[[TaskDefinition], None] | None = None
@@ -98,7 +105,9 @@ class Engine:
         if self._state in ("opening", "open", "closing"):
             raise AppNotOpenError(f"this application is {self._state} already")
         self._state = "opening"
+        self._opened_at = self._given.clock.now()
         try:
+            self._observing.prepare()
             await self._given.store.open()
             try:
                 await self._start_up()
@@ -112,6 +121,7 @@ class Engine:
     async def _start_up(self) -> None:
         calls = Calls(host=self, check_open=self._check_open, on_failure=self._store_failed, read=self._read_later)
         parts = self._parts = Parts(self._given, calls)
+        await self._observing.open()
         if parts.sharing is None:
             await self._take_over(parts)
         else:
@@ -132,9 +142,10 @@ class Engine:
     async def _take_over(self, parts: Parts) -> None:
         """Let every run go on that had not ended: the store is this process's own."""
         given = self._given
-        now = given.clock.now()
+        now, began = given.clock.now(), given.clock.monotonic()
         due = RunFilter(open=True, due_by=now)
         left = await load(given.store, parts.table, due, given.slots, QUEUED_MAX)
+        self._observing.scanned(len(parts.table), given.clock.monotonic() - began)
         parts.residence.open(now, await given.store.next_due(now))
         parts.pipeline.open()
         self._state = "open"
@@ -205,6 +216,7 @@ class Engine:
             self._task_defined = None
             await services.invoker.close()
             await self._given.store.close()
+            await self._observing.close()
 
     def _store_failed(self, error: StorageError) -> None:
         """The store takes nothing more: stop the bodies and tell everybody who waits."""
@@ -319,18 +331,15 @@ class Engine:
         """The runs that this run started, in order; not the one that is its coordinator."""
         return await self._reading.children_of(run_id)
 
-    def statistics(self) -> dict[str, Any]:
-        """How much is going on."""
+    def _now_going(self) -> tuple[int, int, int]:
         scheduler = self._parts.scheduler
-        return {
-            "loaded": len(self._parts.table),
-            "running": scheduler.running,
-            "queued": scheduler.queued,
-            "orphaned": self._parts.lifecycle.orphaned,
-            "orphans": self._parts.lifecycle.orphans,
-            "recovering": scheduler.recoveries.inside + scheduler.recoveries.waiting,
-            "subscribers": len(self._given.hub),
-        }
+        return scheduler.running, scheduler.queued, len(self._given.hub)
+
+    async def stats(self) -> Stats:
+        """How much is going on, and what happened since the opening."""
+        return await take_stats(
+            self._given, self._parts, opened_at=self._opened_at, is_closing=self._state == "closing"
+        )
 
     # --- control ----------------------------------------------------------------------------------------------------------------
 

@@ -128,6 +128,7 @@ class Kinship:
         create = creation(task, options, encoded, run.user)
         create.timeout = create.timeout or self._settings.default_timeout_seconds
         create.attached = create.joined = True
+        create.trace = run.attempt_trace
         run_id = self.starter.make_id(run.run_id)
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
 

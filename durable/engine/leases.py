@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from durable.clock import Entropy, fraction_of
+from durable.clock import Clock, Entropy, fraction_of
 from durable.engine.claims import Claims, known_tasks
 from durable.engine.pipeline import RETRY_SECONDS
 from durable.errors import DurableError, LeaseLostError, RepositoryUnavailableError
@@ -29,6 +29,7 @@ class Lease:
         store: one shard.
         forsake: stops all that goes on in runs that are held there.
         changed: called when the lease is lost, and when there is one again.
+        scanned: told how many runs of executors that are gone were freed, and how many seconds that took.
     """
 
     def __init__(
@@ -38,12 +39,17 @@ class Lease:
         entropy: Entropy,
         forsake: Callable[[], None],
         changed: Callable[[], None],
+        *,
+        clock: Clock,
+        scanned: Callable[[int, float], None],
     ) -> None:
         self._store = store
         self._claims = claims
         self._entropy = entropy
         self._forsake = forsake
         self._changed = changed
+        self._clock = clock
+        self._scanned = scanned
         #: Whether there is none.
         self.is_lost = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,11 +148,13 @@ class Lease:
                 await self._sweep()
 
     async def _sweep(self) -> None:
+        began = self._clock.monotonic()
         try:
             freed = await self._store.sweep()
         except Exception as error:  # noqa: BLE001 - the same
             logger.warning("runs of executors that are gone cannot be freed now: %s", error)
             return
+        self._scanned(freed, self._clock.monotonic() - began)
         if freed:
             logger.warning("%d runs of executors that are gone were freed", freed)
             self._claims.work()

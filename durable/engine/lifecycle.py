@@ -243,6 +243,7 @@ class Lifecycle:
         identity = entry.identity or (UserContext(entry.run.user) if entry.run.user else None)
         if identity is not None:
             context.run(current_identity.set, identity)
+        self.services.observing.enter(context, entry.run.run_id)
         previous = entry.task
         entry.task = self._loop.create_task(self._attempt(entry, definition, record, previous), context=context)
         # One that is cancelled before it has begun says nothing itself.

@@ -24,6 +24,7 @@ from durable.engine.invoke import Invoker
 from durable.engine.keeping import Keeper
 from durable.engine.kinship import Kinship
 from durable.engine.lifecycle import Lifecycle
+from durable.engine.observing import Observing
 from durable.engine.pipeline import Pipeline
 from durable.engine.recoveries import Recoveries
 from durable.engine.residence import Residence
@@ -60,6 +61,7 @@ class Given:
     entropy: Entropy
     codec: TaggedJson
     execute: bool
+    observing: Observing
     on_step: Callable[[str, Call], None] | None = None
     hub: Hub = field(init=False)
 
@@ -122,12 +124,14 @@ class Parts:
             Recoveries(settings.max_concurrent_recoveries),
         )  # fmt: skip
         self.gate = _gate(given, scheduler)
+        self.gate.on_refused = given.observing.refused
         lifecycle.scheduler = kinship.scheduler = residence.scheduler = scheduler
         self.services = lifecycle.services = Services(
             host=calls.host, families=kinship, residence=residence, store=store, pipeline=pipeline, hub=given.hub,
             turns=Turns(asyncio.get_running_loop()), invoker=Invoker(settings.thread_workers, settings.process_workers),
             codec=given.codec, codecs=given.codec_of, clock=given.clock, entropy=given.entropy, settings=settings,
-            has_step=known_call, closing=asyncio.Event(), on_step=given.on_step, caught_up=scheduler.caught_up,
+            has_step=known_call, closing=asyncio.Event(), on_step=given.observing.stepping(given.on_step),
+            caught_up=scheduler.caught_up, observing=given.observing, around=given.observing.around, replayed=given.observing.replayed,
         )  # fmt: skip
         self.control = Control(table, pipeline, lifecycle, revival, sharing, calls.check_open)
         self.keeper = Keeper(
@@ -164,21 +168,26 @@ def _gate(given: Given, scheduler: Scheduler) -> Gate:
 
 def _share(given: Given) -> Sharing | None:
     if is_shared(given.store):
-        return Sharing(given.store, given.hub, given.clock, given.entropy, given.limits, execute=given.execute)
+        return Sharing(
+            given.store, given.hub, given.clock, given.entropy, given.limits,
+            execute=given.execute, scanned=given.observing.scanned,
+        )  # fmt: skip
     return None
 
 
 def _pipeline(given: Given, calls: Calls, parts: Parts) -> Pipeline:
-    sharing, publish, entailed = parts.sharing, parts.lifecycle.publish, parts.kinship.entailed
+    sharing, observing, entailed = parts.sharing, given.observing, parts.kinship.entailed
     records_max = given.config.engine.history_records_max
     if sharing is None:
         return Pipeline(
-            commit_to(given.store), given.clock, records_max,
-            publish=publish, entailed=entailed, on_failure=calls.on_failure,
+            observing.measured(commit_to(given.store)), given.clock, records_max,
+            publish=observing.told(parts.lifecycle.publish), entailed=entailed, on_failure=calls.on_failure,
+            on_lost=observing.dropped, decide=observing.decide,
         )  # fmt: skip
     return Pipeline(
-        write_to(sharing.store, given.entropy), given.clock, records_max,
-        publish=sharing.publish, entailed=entailed, on_failure=calls.on_failure, on_refused=sharing.refused,
+        observing.measured(write_to(sharing.store, given.entropy)), given.clock, records_max,
+        publish=observing.told(sharing.publish), entailed=entailed, on_failure=calls.on_failure,
+        on_refused=sharing.refused, on_lost=observing.dropped, decide=observing.decide,
         check_lease=sharing.check_lease, patience_seconds=sharing.store.lease_seconds,
         lanes=len(sharing.store.shards), lane_of=sharing.store.shard_of if len(sharing.store.shards) > 1 else None,
     )  # fmt: skip

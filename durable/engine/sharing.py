@@ -44,15 +44,18 @@ class Sharing:
 
     Arguments:
         execute: whether it executes runs, or only starts and watches them.
+        scanned: told of each look for runs of executors that are gone: how many there were, and how many seconds it took.
     """
 
     def __init__(
-        self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, limits: Limits, *, execute: bool
-    ) -> None:
+        self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, limits: Limits,
+        *, execute: bool, scanned: Callable[[int, float], None],
+    ) -> None:  # fmt: skip
         self.store = store
         self._clock = clock
         self._entropy = entropy
         self._execute = execute
+        self._scanned = scanned
         self.table = HoldingTable(store)
         self.places = SharedPlaces(store, limits)
         self.following = Following(store, hub, lambda run_id: self.table.held(run_id) is not None)
@@ -77,15 +80,18 @@ class Sharing:
             places=self.places, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy,
         )  # fmt: skip
         self._scheduler = scheduler
-        self._leases = [
-            Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
-            for number, shard in enumerate(self.store.shards)
-        ]
+        self._leases = [self._lease(number, shard) for number, shard in enumerate(self.store.shards)]
         lifecycle.offer, lifecycle.lost_by = self._offer, "stale"
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
         self.places.found, self.places.none_left = self._claims.work, self._hand_back
         lifecycle.ended.append(self.following.told)
+
+    def _lease(self, number: int, shard: SharedStore) -> Lease:
+        return Lease(
+            shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed,
+            clock=self._clock, scanned=self._scanned,
+        )  # fmt: skip
 
     async def open(self) -> None:
         """Begin to take part."""

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
 from durable.core.commands import Begin, Command, Create, Resume
-from durable.core.decide import decide
 from durable.core.ids import after_run_id, family_of, family_of_key, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
@@ -103,7 +102,7 @@ class Starter:
                 if not again:
                     await self._entrance.let_in_on(run_id, create)
                 run = Run(run_id)
-                records = decide(run, create, self._clock.now(), 1)
+                records = self._pipeline.decide(run, create, self._clock.now(), 1)
                 try:
                     await self._store.create_on(connection, Parcel(records, make_token(self._entropy)))
                 except ConflictError as error:  # another was quicker, and is known now that its transaction has ended

@@ -36,6 +36,7 @@ class Flusher:
         position: the log is applied up to here.
         run_of: the live state of a run that has pending records.
         on_flushed: told, after each transaction, up to which `seq` each run is stored, and the position.
+        on_batch: told, after each batch, how many records it had, and how many seconds it took.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Flusher:
         position: int,
         run_of: Callable[[str], Run],
         on_flushed: Callable[[Mapping[str, int], int], None],
+        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self.position = position
         self._repository = repository
@@ -54,6 +56,7 @@ class Flusher:
         self._clock = clock
         self._run_of = run_of
         self._on_flushed = on_flushed
+        self._on_batch = on_batch
         self._breaker = Breaker(settings.breaker_threshold, settings.breaker_open_seconds)
         self._state = BreakerState.CLOSED  # as it was last logged
         self._pending: list[RecordRow] = []
@@ -231,6 +234,7 @@ class Flusher:
             )
 
     async def _flush_batch(self) -> None:
+        began = self._clock.monotonic()
         count = self._batch_end()
         batch = self._pending[:count]
         seqs = {row[0]: row[1] for row in batch}  # the highest of each run, since a run's records come in order
@@ -251,6 +255,8 @@ class Flusher:
             self._commits_wait = False
             self._room.set()
         self._on_flushed(seqs, self.position)
+        if self._on_batch is not None:
+            self._on_batch(count, self._clock.monotonic() - began)
 
     def _batch_end(self) -> int:
         """Where the next batch ends: at the end of a unit, since the position counts units."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -86,6 +86,8 @@ class LocalStore:
         self._flusher: Flusher | None = None
         self._queue = asyncio.Lock()
         self._queued = 0
+        #: Told, after each batch that came into the tables, of how many records, and how many seconds it took; set before `open`.
+        self.on_flush: Callable[[int, float], None] | None = None
         #: Runs that are being forgotten; a commit that goes on with one waits for that.
         self._going: set[str] = set()
         self._pruning = asyncio.Lock()
@@ -114,7 +116,7 @@ class LocalStore:
                 )
             flusher = Flusher(
                 self._repository, self._flush_settings, clock=self._clock, position=applied or 0,
-                run_of=self._run_of, on_flushed=self._flushed,
+                run_of=self._run_of, on_flushed=self._flushed, on_batch=self.on_flush,
             )  # fmt: skip
             await self._replay(self._log, applied or 0, flusher)
             flusher.start()

@@ -125,6 +125,25 @@ class Placement(NamedTuple):
     versions: Sequence[str | None] = ()
 
 
+class Executor(NamedTuple):
+    """An executor, for people.
+
+    Arguments:
+        executor_id: its name.
+        host, pid: where it runs.
+        started_at: since when, seconds since the epoch by the clock of the store.
+        lease_seconds: how long its lease still lasts if it is not renewed; negative where it has passed.
+        held: how many runs it holds.
+    """
+
+    executor_id: str
+    host: str
+    pid: int
+    started_at: float
+    lease_seconds: float
+    held: int
+
+
 class SharedStore(Store, Protocol):
     """A `Store` that several processes have open at once. Times of leases are those of the store, not of this machine."""
 

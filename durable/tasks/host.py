@@ -101,6 +101,15 @@ class Host(Protocol):
 class Scope(Protocol):
     """Where code runs: in a task's body, or in a step."""
 
+    run_id: str
+    task_name: str
+    attempt: int
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a body is repeating what it did before."""
+        ...
+
     @property
     def host(self) -> Host:
         """The application that runs it."""

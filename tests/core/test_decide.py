@@ -70,6 +70,7 @@ def test_create_records_what_was_asked_for() -> None:
         retry=Retry(3, delay=2),
         timeout=9.0,
         delay=5.0,
+        trace="00-a-b-01",
     )
     record = only(decide(Run(RUN_ID), create, 10.0, 100))
     assert record == Record(
@@ -87,6 +88,7 @@ def test_create_records_what_was_asked_for() -> None:
             "parent": "p",
             "attached": True,
             "priority": 3,
+            "trace": "00-a-b-01",
             "timeout": 9.0,
             "retry": [3, 2.0, 2.0, 60.0, 0.0],
             "not_before": 15.0,

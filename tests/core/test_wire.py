@@ -222,7 +222,9 @@ def full() -> Run:
         priority=-3,
         timeout=9.0,
         delay=5.0,
+        trace="00-a-b-01",
     )
+    run.attempt_trace = "00-a-c-01"
     give(run, Send("a", b"1", 5), Send("b", None, 5), Fail(FAILURE), Suspend("why", FAILURE))
     run.result, run.started_at, run.ended_at, run.dead, run.recoveries, run.recovery_reason = (
         b"r",

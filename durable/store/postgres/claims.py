@@ -21,7 +21,7 @@ from durable.store.postgres.columns import Longs, Texts, escape, escape_some, un
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.statements import Statements
-from durable.store.shared import Claimed, Held, Known, Placement, UserBounds
+from durable.store.shared import Claimed, Executor, Held, Known, Placement, UserBounds
 
 #: Candidates beyond those that are wanted, for each task: others may be about to take the first.
 SPARE = 50
@@ -190,6 +190,11 @@ class Claims:
         owner, host, pid, left, epoch, messages, executors, versions = rows[0]
         known = [None if version is None else unescape(version) for version in versions]
         return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, epoch, messages, executors, known)
+
+    async def executors(self) -> list[Executor]:
+        """See `PostgresStore.executors`."""
+        rows = await self._queries.ask(self._statements.EXECUTORS, ())
+        return [Executor(executor_id, unescape(host), *rest) for executor_id, host, *rest in rows]
 
 
 def _columns(known: Sequence[Known]) -> dict[str, Texts]:

@@ -97,6 +97,7 @@ class Statements:
     MAIL: bytes
     ANSWER: bytes
     PLACEMENT: bytes
+    EXECUTORS: bytes
     STORE_ID: bytes
     STATES: bytes
     TOKENS: bytes
@@ -300,6 +301,12 @@ _TEXTS = {
             ARRAY(SELECT DISTINCT k.version FROM {{s}}.executors e, unnest(e.tasks, e.versions) AS k (task, version)
                 WHERE e.expires_at > clock_timestamp() AND k.task = r.task)
         FROM {{s}}.runs r LEFT JOIN {{s}}.executors o ON o.executor_id = r.owner WHERE r.run_id = %s
+    """,
+    "EXECUTORS": """
+        SELECT e.executor_id, e.host, e.pid, EXTRACT(epoch FROM e.started_at)::float8,
+            EXTRACT(epoch FROM e.expires_at - clock_timestamp())::float8,
+            (SELECT count(*) FROM {s}.runs r WHERE r.owner = e.executor_id)
+        FROM {s}.executors e ORDER BY e.started_at, e.executor_id
     """,
     "STORE_ID": "SELECT value FROM {s}.meta WHERE key = 'store_id'",
     # What a write goes by.

@@ -39,6 +39,7 @@ from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes
 from durable.store.shared import (
     Claimed,
+    Executor,
     Held,
     Known,
     Notice,
@@ -326,6 +327,11 @@ class PostgresStore:
     async def placement(self, run_id: str) -> Placement | None:
         self._check()
         return await self._claims.placement(run_id)
+
+    async def executors(self) -> list[Executor]:
+        """The executors that there are, those whose lease has passed among them until they are swept."""
+        self._check()
+        return await self._claims.executors()
 
     # -- limits of all processes together
 
