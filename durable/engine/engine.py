@@ -335,6 +335,18 @@ class Engine:
         scheduler = self._parts.scheduler
         return scheduler.running, scheduler.queued, len(self._given.hub)
 
+    def statistics(self) -> dict[str, int]:
+        """How much is in memory: nothing is left of what has come to its end."""
+        scheduler = self._parts.scheduler
+        return {
+            "loaded": len(self._parts.table),
+            "running": scheduler.running,
+            "queued": scheduler.queued,
+            "orphaned": self._parts.lifecycle.orphaned,
+            "recovering": scheduler.recoveries.inside + scheduler.recoveries.waiting,
+            "subscribers": len(self._given.hub),
+        }
+
     async def stats(self) -> Stats:
         """How much is going on, and what happened since the opening."""
         return await take_stats(

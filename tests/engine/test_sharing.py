@@ -311,9 +311,9 @@ async def awaiting_stranger() -> str:
 async def test_a_body_that_awaits_a_run_of_another_family_is_not_put_to_sleep() -> None:
     """The run that its key names has no parent to tell: nobody would wake it."""
     database = SharedDatabase()
-    one = Limits(max_running=1)
-    elsewhere = Durable(HangingStore(database), config=QUICK, limits=one, test_mode=True)
-    here = Durable(HangingStore(database), config=QUICK, limits=one, test_mode=True)
+    one = Config(engine=EngineSettings(cancel_grace_seconds=0.1, idle_seconds=0.05, concurrency=1))
+    elsewhere = Durable(HangingStore(database), config=one, test_mode=True)
+    here = Durable(HangingStore(database), config=one, test_mode=True)
     async with elsewhere, here, asyncio.timeout(10):
         await elsewhere.start(keyed_waiting, "key")
         await gate("key began").wait()

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from durable import Limits
 from durable.core.run import Run
 from durable.engine.entry import Entry
+from durable.engine.recoveries import Recoveries
 from durable.engine.scheduler import PRIORITY_SECONDS, Scheduler
 from durable.guard.places import LocalPlaces
 from durable.guard.queue import FairQueue
@@ -34,7 +35,7 @@ class Slots(RuleBasedStateMachine):
         self.limits = Limits(max_running=running, max_running_per_user=own)
         self.places = LocalPlaces(self.limits)
         self.begun: list[str] = []
-        self.scheduler = Scheduler(StandingClock(), slots, self.places, self._begin, lambda: None)
+        self.scheduler = Scheduler(StandingClock(), slots, self.places, self._begin, lambda: None, Recoveries(9))
         self.entries: dict[str, Entry] = {}
         self.free: set[str] = set()
         self.waiting: list[str] = []
@@ -146,7 +147,7 @@ def test_a_turn_costs_no_more_behind_many_who_can_have_none() -> None:
     def seconds_for(waiting: int) -> float:
         places = LocalPlaces(Limits(max_running=3, max_running_per_user=1))
         begun: list[Entry] = []
-        scheduler = Scheduler(StandingClock(), 3, places, begun.append, lambda: None)
+        scheduler = Scheduler(StandingClock(), 3, places, begun.append, lambda: None, Recoveries(9))
         for number in range(waiting):
             scheduler.schedule(Entry(Run(f"greedy {number:06}", user="greedy", created_at=float(number))))
         small = [Entry(Run(f"small {n:06}", user=f"user {n}", created_at=1e6 + n)) for n in range(2_000)]
