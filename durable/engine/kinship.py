@@ -287,7 +287,9 @@ class Kinship:
             return child
         child = parent.remote[child_id] = Entry(Run(child_id))  # before it is read: from here on its end is not missed
         found = await self._store.find(child_id)
-        if found is None or found.ended:
+        if (
+            found is None or found.ended or found.parent_id != parent.run.run_id
+        ):  # one that only its key names tells nobody here
             parent.remote.pop(child_id, None)
             return None
         for taken in await self.holding.take([child_id]):  # nobody has it: it goes on here, in the slot of its parent
