@@ -120,7 +120,7 @@ async def test_the_places_of_a_process_that_is_killed_are_free_after_its_lease(p
 async def test_who_waits_for_a_run_that_only_its_key_names_is_woken(place: Place) -> None:
     """Another run needs the place meanwhile. That one does not know who waits for it, so who waits is not put to sleep."""
     one = await place.executor(max_running=2, lease=30)
-    [named] = await one.ask("start", task="executors_leaf", args=["k", 4.0], key="k")
+    await one.ask("start", task="executors_leaf", args=["k", 4.0], key="k")
     await place.acted("k")
     two = await place.executor(max_running=2, lease=30)
     [waits] = await two.ask("start", task="executors_awaits_named", args=["k", 4.0])
