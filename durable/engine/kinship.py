@@ -293,17 +293,14 @@ class Kinship:
             return known  # another call awaits it already
         if (child := self.holding.held(child_id)) is not None and child.parent is parent:
             return child
-        stand_in = parent.awaits[child_id] = Entry(
-            Run(child_id)
-        )  # before it is read: from here on its end is not missed
+        # Before it is read: from here on its end is not missed.
+        stand_in = parent.awaits[child_id] = Entry(Run(child_id))
         try:
             found = await self._store.find(child_id)
             if found is None or found.ended or not found.attached or found.parent_id != parent.run.run_id:
                 return None
-            for taken in await self.holding.take(
-                [child_id]
-            ):  # nobody has it: it goes on here, in the slot of its parent
-                self.go_on(taken)
+            for taken in await self.holding.take([child_id]):
+                self.go_on(taken)  # nobody had it: it goes on here, in the slot of its parent
                 return taken
             if not stand_in.run.ended:
                 stand_in.run.become(found)

@@ -238,6 +238,12 @@ async def awaits_shared(word: str, key: str) -> list[str]:
     return [await leaf.options(key=key)(key, 0.05), await act(f"{word}.end")]
 
 
+@shape
+async def awaits_named(key: str, seconds: float) -> str:
+    """Waits for a run that somebody else has started."""
+    return await leaf.options(key=key)(key, seconds)
+
+
 SHAPES: tuple[Any, ...] = (steps, family, merging, awaiting, sleeping, signalled, retrying, mapping)
 
 

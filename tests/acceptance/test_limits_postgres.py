@@ -117,6 +117,24 @@ async def test_the_places_of_a_process_that_is_killed_are_free_after_its_lease(p
     }
 
 
+async def test_who_waits_for_a_run_that_only_its_key_names_is_woken(place: Place) -> None:
+    """Another run needs the place meanwhile. That one does not know who waits for it, so who waits is not put to sleep."""
+    one = await place.executor(max_running=2, lease=30)
+    await one.ask("start", task="executors_leaf", args=["k", 4.0], key="k")
+    await place.acted("k")
+    two = await place.executor(max_running=2, lease=30)
+    [waits] = await two.ask("start", task="executors_awaits_named", args=["k", 4.0])
+    async with place.client() as app:
+
+        async def waited_for() -> bool:
+            return bool(await place.sql("SELECT 1 FROM {s}.records WHERE run_id = %s AND seq = 3", waits))
+
+        await until(waited_for, "that it waits")
+        await storm(two, words(1, "ann"), 0.0)
+        assert await (await app.get(waits)).wait(timeout=30) == "k"
+        await closed(place, app)
+
+
 async def test_places_that_nobody_uses_are_given_back(place: Place) -> None:
     """A busy process holds some in advance; an idle one none."""
     crew = await place.crew(2, max_running=1000, lease=30)
