@@ -38,10 +38,10 @@ _FAMILIES = """
         UNION ALL
         SELECT family.root, runs.run_id FROM family JOIN runs ON runs.parent_id = family.run_id)
     SELECT family.root, runs.run_id,
-        runs.open = 0 AND runs.dead = 0 AND runs.ended_at < ? AND NOT EXISTS (
-            SELECT 1 FROM records WHERE records.run_id = runs.run_id
-            AND batch > (SELECT value FROM meta WHERE key = 'position')),
-        runs.state
+        runs.open = 0 AND runs.dead = 0 AND runs.ended_at < ? AND COALESCE((
+            SELECT batch FROM records WHERE records.run_id = runs.run_id ORDER BY seq DESC LIMIT 1
+        ), 0) <= (SELECT value FROM meta WHERE key = 'position'),
+        CASE WHEN instr(runs.state, CAST('"watchers"' AS BLOB)) THEN runs.state ELSE x'' END
     FROM family JOIN runs ON runs.run_id = family.run_id
 """
 _OPEN = "SELECT 1 FROM runs WHERE open = 1 AND run_id IN ({marks}) LIMIT 1"
@@ -83,8 +83,8 @@ async def _watched(writer: aiosqlite.Connection, family: Family) -> bool:
 
 
 def watchers_of(run_id: str, state: bytes) -> list[str]:
-    """The runs that have this one for a child although it is not theirs, out of its row."""
-    return decode_run(run_id, state, input=b"", result=None).watchers if b'"watchers"' in state else []
+    """The runs that have this one for a child although it is not theirs, out of its state, which is empty where there are none."""
+    return decode_run(run_id, state, input=b"", result=None).watchers if state else []
 
 
 def _pages(run_ids: Sequence[str]) -> Iterator[Sequence[str]]:

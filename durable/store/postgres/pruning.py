@@ -103,7 +103,9 @@ class Pruning:
         if not roots:
             return 0
         rows = await self._queries.ask(self._families, {"roots": Texts(roots), "before": before})
-        found = families((root, run_id, over, _watchers(run_id, state)) for root, run_id, over, state in rows)
+        found = families(
+            (root, run_id, over, watchers_of(unescape(run_id), state)) for root, run_id, over, state in rows
+        )
         going: list[Family] = []
         size = 0
         for root in roots:
@@ -125,7 +127,3 @@ class Pruning:
     async def _watched(self, run_ids: Sequence[str]) -> bool:
         """Whether one of these runs is not closed."""
         return bool(await self._queries.ask(self._open, {"ids": Texts([escape(run_id) for run_id in run_ids])}))
-
-
-def _watchers(run_id: str, state: bytes) -> list[str]:
-    return watchers_of(unescape(run_id), state) if state else []
