@@ -165,4 +165,4 @@ async def test_readers_of_a_client_ask_the_store_once_for_all(place: Place, monk
         await place.executor()
         told = await asyncio.gather(*readers)
         assert all(seen == told[0] for seen in told) and len(told[0]) == 503
-        assert asked < 32, f"{asked} questions for 64 readers"
+        assert asked < 24, f"{asked} questions for 64 readers"
