@@ -58,7 +58,8 @@ class Silence:
                     pausing.result()
                     return
         finally:
-            pausing.cancel()
+            if not pausing.cancel() and not pausing.cancelled():
+                pausing.exception()  # nobody asks for it any more
 
 
 class Reading:

@@ -72,6 +72,7 @@ class Ring:
             return
         if seq != self.last + 1:
             self._begin(seq - 1)
+            self.news = True
         self._put(record)
         self.last = seq
         if record.kind in ENDS:
@@ -96,10 +97,11 @@ class Ring:
         Arguments:
             run: what the store said after that, where the page is all that there was; else None.
         """
+        news = self.news  # since the store was asked
         for record in page:
             self.push(record)
+        self.news = news or run is None
         if run is None:
-            self.news = True
             return
         if self.last < run.seq <= max(after, page[-1].seq if page else 0):
             self._begin(run.seq)
@@ -115,6 +117,7 @@ class Ring:
         """The store does not have what is here: ask it again."""
         self._begin(UNKNOWN)
         self.last = -1
+        self.news = True
 
     def look_again(self) -> None:
         """The store may have more."""
@@ -129,7 +132,6 @@ class Ring:
         while self.start < self.end:
             self._drop()
         self.floor = floor
-        self.news = True
 
     def _put(self, record: Record) -> None:
         if self.end - self.start == self._size:

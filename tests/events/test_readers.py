@@ -13,6 +13,8 @@ import pytest
 from durable import Config, ConfigError, Durable, Event, Handle
 from durable.config import StreamSettings
 from durable.core.records import Kind, Record
+from durable.core.run import Run
+from durable.events.hub import Hub
 from durable.events.ring import BATCH, Ring
 from durable.store.base import Store
 from durable.store.memory import MemoryStore
@@ -196,6 +198,27 @@ async def test_who_comes_back_in_time_asks_nothing_of_the_store(make_app: MakeAp
         assert _rings() == 0
         assert [event async for event in handle.events(steps=True)] == everything
         assert gates[0].questions > asked
+        async with asyncio.timeout(10):
+            while streams(app).retained:
+                await asyncio.sleep(0.01)
+        assert _rings() == 0
+
+
+async def test_on_a_shared_store_no_buffer_is_the_whole_truth() -> None:
+    """Notices get lost: who comes back asks the store, and so does who was answered by a store that went on meanwhile."""
+    page = [Record("run", seq, Kind.EVENT, 0.0, 1, "t") for seq in (1, 2, 3)]
+    for shared, seq in ((True, 3), (False, 3), (True, 4)):
+        hub, run = Hub(StreamSettings(), shared=shared), Run("run", seq=seq)
+        with hub.follow("run", 0) as reader:
+            assert reader.has_to_ask
+            reader.ring.news = False  # the store is asked
+            reader.ring.learn(0, page, run)
+            assert [record.seq for record in reader.ready()] == [1, 2, 3] and not reader.ready()
+            assert reader.has_to_ask == (seq == 4)
+        with hub.follow("run", 1) as reader:
+            assert [record.seq for record in reader.ready()] == [2, 3]
+            assert reader.has_to_ask == shared
+        hub.close()
 
 
 def _rings() -> int:
