@@ -147,14 +147,9 @@ class Attempt:
         self.mailboxes: dict[str, Receivers] = {}
         self.sites: dict[Call, str] = {}
         self.delivery = Delivery(
-            self.loop,
-            services.turns,
-            memo,
-            diverged=self.park,
-            has_step=services.has_step,
-            stall_seconds=services.settings.replay_stall_seconds,
-            run_new_steps=services.settings.on_new_step == "run",
-        )
+            self.loop, services.turns, memo, diverged=self.park, has_step=services.has_step,
+            stall_seconds=services.settings.replay_stall_seconds, run_new_steps=services.settings.on_new_step == "run",
+        )  # fmt: skip
         self._steps: dict[str, Callable[..., Any]] = {}
         self._thread = threading.get_ident()
         self._base_seq = run.seq
@@ -162,8 +157,6 @@ class Attempt:
         self._unsynced_value = False
         self._previous: list[Event] | None = None
         self.context: Context[Any]
-        if handling:
-            memo.loosen()
         #: Whether it has yet to catch up with its record.
         self.repeats = recovered
         if recovered and not handling:
