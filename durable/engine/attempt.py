@@ -154,8 +154,6 @@ class Attempt:
         self._unsynced_value = False
         self._previous: list[Event] | None = None
         self.context: Context[Any]
-        if handling:
-            memo.loosen()
         #: Whether it has yet to catch up with its record.
         self.repeats = recovered
         if recovered and not handling:

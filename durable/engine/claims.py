@@ -26,6 +26,8 @@ logger = logging.getLogger("durable.engine")
 
 #: Most runs that are claimed at once.
 CLAIM_MAX = 500
+#: How long a close waits for a claim that is on its way, seconds.
+CLOSE_SECONDS = 1.0
 #: How many runs are assumed to wait in the store where there are more than were claimed.
 ASSUMED_ELSEWHERE = 100
 
@@ -70,7 +72,8 @@ class Claims:
             self._alarm.cancel()
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait((self._task,))
+            # A server that hangs may take long to stop what it was asked: an executor that leaves gets nothing by it.
+            await asyncio.wait((self._task,), timeout=CLOSE_SECONDS)
 
     def expect(self, due: float) -> None:
         """A run that nobody holds will be due at this time."""

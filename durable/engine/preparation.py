@@ -52,6 +52,8 @@ async def prepared(
     began = _began(record, attempt)
     memo = Memo(history, record.attempt, past)
     handling = recovered and not handled and began is None and definition.recovery is not None and not returned_seq
+    if handling:
+        memo.loosen()
     return Execution(
         services, entry, definition, memo, recovered, handling=handling,
         began=record.at if handled else began, returned=past[-1].payload if past else None,

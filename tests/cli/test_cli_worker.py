@@ -253,3 +253,34 @@ def test_without_psycopg_it_says_what_to_install(project: Path) -> None:
         assert (shown.code, shown.out) == (2, "")
         assert "pip install 'durable[postgres]'" in shown.err
         assert len(shown.err.splitlines()) == 1
+
+
+def test_settings_and_store_come_from_variables(place: Place, tmp_path: Path) -> None:
+    """Without options the variables say what holds; what is wrong in one is one line that names it, and shows no password."""
+    environment = {
+        **place.environment,
+        "DURABLE_STORE": place.url,
+        "DURABLE_POSTGRES_SCHEMA": place.schema,
+        "DURABLE_POSTGRES_LEASE_SECONDS": "600",
+        "DURABLE_LIMITS_MAX_RUNNING": "1",
+    }
+
+    async def start() -> None:
+        async with place.client() as app:
+            await app.start(working.long.options(key="first"))
+            await app.start(working.long.options(key="second"))
+
+    with Worker("tests.cli.working", environment=environment) as worker:
+        assert f"schema {place.schema!r}" in worker.ready
+        asyncio.run(start())
+        shown = cli("why", "second", environment=environment).out
+        assert "it waits for a slot: 1 executor that is alive knows its task" in shown or "it is held by" in shown
+        held = cli("why", "first", environment=environment).out + shown
+        assert "lease lasts 9 min" in held or "lease lasts 10 min" in held or "lease lasts 5" in held, held
+        place.go.touch()
+        assert worker.stop() == 0
+    wrong = cli("runs", environment={"DURABLE_STORE": NOWHERE, "DURABLE_POSTGRES_LEASE_SECONDS": "soon"})
+    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+    assert "DURABLE_POSTGRES_LEASE_SECONDS" in wrong.err and PASSWORD not in wrong.err
+    away = cli("runs", environment={"DURABLE_STORE": NOWHERE})
+    assert away.code == 1 and PASSWORD not in away.err
