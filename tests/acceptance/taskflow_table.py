@@ -21,20 +21,32 @@ FEATURES: list[Row] = [
         "Handle.events",
         f"{CONTRACT}_handles.py::test_a_subscriber_that_comes_back_misses_nothing",
     ),
-    ("rate limiting: a sliding window with quotas per user", "Limits", "tests/acceptance/test_limits.py"),
+    (
+        "rate limiting: a sliding window with quotas per user",
+        "Limits",
+        "tests/acceptance/test_limits.py::test_two_hundred_at_once_never_exceed_the_rate",
+    ),
     ("retry with exponential back-off", "Retry", f"{CONTRACT}_tasks.py::test_what_ends_the_attempts_at_once"),
-    ("dead letter queue", "Durable.dead_letters", "tests/acceptance/test_dead_letters.py"),
+    (
+        "dead letter queue",
+        "Durable.dead_letters",
+        "tests/acceptance/test_dead_letters.py::test_they_are_listed_and_counted_the_oldest_first",
+    ),
     (
         "stale task detection",
         "PostgresSettings.lease_seconds",
         "tests/acceptance/test_executors.py::test_who_was_stopped_past_its_lease_writes_nothing_stale",
     ),
     ("type safety: branded ids", "durable.Handle", "tests/typing"),
-    ("observability hooks for traces, metrics and logs", "durable.observe", "tests/observe"),
+    (
+        "observability hooks for traces, metrics and logs",
+        "durable.observe",
+        "tests/observe/test_observers.py::test_an_observer_is_told_of_everything",
+    ),
     (
         "pluggable storage: SQLite, Lakebase, custom",
         "durable.store",
-        "tests/store/test_conformance.py::test_stores_answer_alike",
+        "tests/store/test_differential.py::test_stores_answer_alike",
     ),
     ("promise handler", "task", f"{CONTRACT}_tasks.py::test_the_page_s_example"),
     (
@@ -60,7 +72,11 @@ FEATURES: list[Row] = [
         "durable.flush",
         "ours is a task beside the log's thread: one process, so nothing to restart, to feed by environment or to lose",
     ),
-    ("graceful shutdown, in-flight tasks completed", "Durable.close", "tests/acceptance/test_shutdown.py"),
+    (
+        "graceful shutdown, in-flight tasks completed",
+        "Durable.close",
+        "tests/acceptance/test_shutdown.py::test_signals_at_random_moments_lose_nothing_in_a_folder",
+    ),
     ("SSE streams", "Durable.subscribe", f"{CONTRACT}.py::test_subscribe_is_events_by_key"),
 ]
 
@@ -71,10 +87,18 @@ METHODS: list[Row] = [
     ("submit(name, params)", "Durable.start", f"{CONTRACT}_keys.py::test_a_key_is_one_run"),
     ("getStatus(idempotencyKey)", "Durable.find", f"{CONTRACT}_keys.py::test_find_sees_a_users_key"),
     ("subscribe(idempotencyKey, options)", "Durable.subscribe", f"{CONTRACT}.py::test_subscribe_is_events_by_key"),
-    ("getStats()", "Durable.stats", "tests/observe"),
-    ("shutdown(options)", "Durable.close", "tests/acceptance/test_shutdown.py"),
-    ("createHooks({tracer, meter, logger})", "durable.observe", "tests/observe"),
-    ("TaskRepository", "durable.repository.base.Repository", "tests/repository/test_conformance.py"),
+    ("getStats()", "Durable.stats", "tests/observe/test_observers.py::test_stats_say_what_happened_and_what_goes_on"),
+    ("shutdown(options)", "Durable.close", "tests/acceptance/test_shutdown.py::test_close_takes_a_grace_of_its_own"),
+    (
+        "createHooks({tracer, meter, logger})",
+        "durable.observe",
+        "tests/observe/test_observers.py::test_an_observer_is_told_of_everything",
+    ),
+    (
+        "TaskRepository",
+        "durable.repository.base.Repository",
+        "tests/repository/test_sqlite.py::test_a_batch_and_its_position_are_one_transaction",
+    ),
     (
         "BackpressureError.is(error)",
         "errors.BackpressureError",
@@ -83,22 +107,66 @@ METHODS: list[Row] = [
 ]
 
 SETTINGS: list[Row] = [
-    ("guard.backpressure.maxTasksPerWindow", "Limits.max_starts_per_window", "tests/acceptance/test_limits.py"),
+    (
+        "guard.backpressure.maxTasksPerWindow",
+        "Limits.max_starts_per_window",
+        "tests/acceptance/test_limits.py::test_two_hundred_at_once_never_exceed_the_rate",
+    ),
     (
         "guard.backpressure.maxTasksPerUserWindow",
         "Limits.max_starts_per_user_window",
-        "tests/acceptance/test_limits.py",
+        "tests/acceptance/test_limits.py::test_rates_of_users_and_of_all_together",
     ),
-    ("guard.backpressure.windowSizeMs", "Limits.window", "tests/acceptance/test_limits.py"),
-    ("guard.backpressure.maxQueuedSize", "Limits.max_queued", "tests/acceptance/test_limits.py"),
-    ("guard.slots.maxExecutionGlobal", "Limits.max_running", "tests/acceptance/test_limits.py"),
-    ("guard.slots.maxExecutionPerUser", "Limits.max_running_per_user", "tests/acceptance/test_limits.py"),
-    ("guard.slots.slotTimeoutMs", "Limits.slot_timeout", "tests/acceptance/test_limits.py"),
-    ("guard.dlq.maxSize", "Limits.dead_letter_size", "tests/acceptance/test_dead_letters.py"),
-    ("guard.dlq.ttlMs", "Limits.dead_letter_ttl", "tests/acceptance/test_dead_letters.py"),
-    ("guard.dlq.maxRetries", "Limits.dead_letter_retries", "tests/acceptance/test_dead_letters.py"),
-    ("stream.streamBufferSize", "StreamSettings.buffer_size", "tests/events"),
-    ("stream.streamRetentionMs", "StreamSettings.retention_seconds", "tests/events"),
+    (
+        "guard.backpressure.windowSizeMs",
+        "Limits.window",
+        "tests/acceptance/test_limits.py::test_who_waits_as_long_as_was_said_is_let_in",
+    ),
+    (
+        "guard.backpressure.maxQueuedSize",
+        "Limits.max_queued",
+        "tests/acceptance/test_limits.py::test_the_queue_holds_exactly_as_many_as_it_may",
+    ),
+    (
+        "guard.slots.maxExecutionGlobal",
+        "Limits.max_running",
+        "tests/acceptance/test_limits.py::test_never_more_at_work_than_there_are_slots",
+    ),
+    (
+        "guard.slots.maxExecutionPerUser",
+        "Limits.max_running_per_user",
+        "tests/acceptance/test_limits.py::test_a_greedy_user_starves_nobody",
+    ),
+    (
+        "guard.slots.slotTimeoutMs",
+        "Limits.slot_timeout",
+        "tests/acceptance/test_limits.py::test_a_start_waits_no_longer_than_it_may",
+    ),
+    (
+        "guard.dlq.maxSize",
+        "Limits.dead_letter_size",
+        "tests/acceptance/test_dead_letters.py::test_one_more_than_may_be_discards_the_oldest",
+    ),
+    (
+        "guard.dlq.ttlMs",
+        "Limits.dead_letter_ttl",
+        "tests/acceptance/test_dead_letters.py::test_those_that_are_too_old_are_discarded",
+    ),
+    (
+        "guard.dlq.maxRetries",
+        "Limits.dead_letter_retries",
+        "tests/acceptance/test_dead_letters.py::test_retries_are_counted_and_bounded",
+    ),
+    (
+        "stream.streamBufferSize",
+        "StreamSettings.buffer_size",
+        "tests/events/test_readers.py::test_settings_bound_what_is_kept",
+    ),
+    (
+        "stream.streamRetentionMs",
+        "StreamSettings.retention_seconds",
+        "tests/events/test_readers.py::test_who_comes_back_in_time_asks_nothing_of_the_store",
+    ),
     (
         "eventLog.eventLogPath",
         "Durable",
@@ -117,7 +185,7 @@ SETTINGS: list[Row] = [
     (
         "eventLog.retentionCount",
         "durable.log.retention",
-        "a segment goes when the repository has all of it, never by count: tests/log/test_log_retire.py",
+        "a segment goes when the repository has all of it, never by count: tests/log/test_log_retire.py::test_the_segment_of_the_last_durable_record_stays",
     ),
     ("repository.type, database", "Durable", f"{CONTRACT}.py::test_targets"),
     ("repository.connector", "PostgresSettings", f"{CONTRACT}.py::test_targets"),
@@ -146,7 +214,11 @@ SETTINGS: list[Row] = [
         "PostgresSettings.lease_seconds",
         "tests/store/postgres/test_claims.py::test_a_lease_is_renewed",
     ),
-    ("executor.defaultTimeoutMs", "EngineSettings.default_timeout_seconds", "tests/acceptance/test_recovery_policy.py"),
+    (
+        "executor.defaultTimeoutMs",
+        "EngineSettings.default_timeout_seconds",
+        "tests/acceptance/test_recovery_policy.py::test_w19_a_default_timeout_bounds_an_attempt_that_sets_none",
+    ),
     ("executor.tickIntervalMs", "durable.engine.scheduler", "nothing ticks: a run begins when its slot is free"),
     (
         "recovery.staleThresholdMs",
@@ -156,14 +228,18 @@ SETTINGS: list[Row] = [
     (
         "recovery.scanIntervalMs",
         "PostgresSettings.lease_seconds",
-        "sweeps follow renewals, three in a lease: tests/acceptance/test_executors.py::test_a_sigkill_each_second_loses_and_repeats_nothing",
+        "three sweeps a lease: tests/acceptance/test_executors.py::test_a_sigkill_each_second_loses_and_repeats_nothing",
     ),
     (
         "recovery.maxConcurrentRecoveries",
         "EngineSettings.max_concurrent_recoveries",
-        "tests/acceptance/test_recovery_policy.py",
+        "tests/acceptance/test_recovery_policy.py::test_w20_a_thousand_interrupted_runs_go_on_a_few_at_a_time",
     ),
-    ("shutdown.timeoutMs", "EngineSettings.shutdown_grace_seconds", "tests/acceptance/test_shutdown.py"),
+    (
+        "shutdown.timeoutMs",
+        "EngineSettings.shutdown_grace_seconds",
+        "tests/acceptance/test_shutdown.py::test_close_takes_a_grace_of_its_own",
+    ),
     (
         "shutdown.forceKillTimeoutMs",
         "EngineSettings.cancel_grace_seconds",
@@ -175,7 +251,7 @@ EVENTS: list[Row] = [
     ("created", "created", "tests/engine/test_runs.py::test_events_are_numbered_and_end_with_the_run"),
     ("start", "started", "tests/engine/test_runs.py::test_events_are_numbered_and_end_with_the_run"),
     ("progress", "progress", f"{CONTRACT}_context.py::test_ways_to_emit"),
-    ("heartbeat", "heartbeat", "tests/acceptance/test_streams.py"),
+    ("heartbeat", "heartbeat", "tests/events/test_ephemeral.py::test_a_heartbeat_comes_when_nothing_else_does"),
     ("complete", "completed", "tests/engine/test_runs.py::test_events_are_numbered_and_end_with_the_run"),
     ("error", "failed", "tests/engine/test_runs.py::test_a_failed_run_tells_what_happened"),
     ("custom", "Context.emit", f"{CONTRACT}_context.py::test_ways_to_emit"),
@@ -195,7 +271,15 @@ SPANS: list[Row] = [
 ]
 
 ERRORS: list[Row] = [
-    ("BackpressureError(retryAfterMs)", "errors.BackpressureError.retry_after", "tests/acceptance/test_limits.py"),
-    ("SlotTimeoutError(timeoutMs)", "errors.SlotTimeoutError.timeout", "tests/acceptance/test_limits.py"),
+    (
+        "BackpressureError(retryAfterMs)",
+        "errors.BackpressureError.retry_after",
+        "tests/acceptance/test_limits.py::test_retry_after_is_right_by_the_clock_on_the_wall",
+    ),
+    (
+        "SlotTimeoutError(timeoutMs)",
+        "errors.SlotTimeoutError.timeout",
+        "tests/acceptance/test_limits.py::test_a_start_waits_no_longer_than_it_may",
+    ),
     ("ValidationError(field)", "errors.ValidationError.field", f"{CONTRACT}_inputs.py::test_a_wrong_input_is_refused"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 CONTRACT = "tests/acceptance/test_api_contract"
 FLUSHING = "tests/store/test_local_flushing.py"
 LIMITS = "tests/acceptance/test_limits.py"
-STREAMS = "tests/acceptance/test_streams.py"
+STREAMS = "tests/events/test_weaknesses.py"
 POLICY = "tests/acceptance/test_recovery_policy.py"
 
 WEAKNESSES: dict[int, tuple[str, str]] = {
@@ -38,9 +38,9 @@ WEAKNESSES: dict[int, tuple[str, str]] = {
         "a failed rotation closes the log unseen",
         "tests/log/test_log_fencing.py::test_each_call_failing_loses_nothing_and_fences",
     ),
-    18: ("one task at a time", "tests/engine/test_runs.py::test_slots_priority_and_delay"),
-    19: ("no timeouts", "tests/engine/test_runs.py::test_timeouts_bound_steps_and_attempts"),
-    20: ("recovery never finishes", "tests/engine/test_recovery.py::test_a_run_goes_on_after_a_crash"),
+    18: ("one task at a time", f"{POLICY}::test_w18_runs_go_on_side_by_side"),
+    19: ("no timeouts", f"{POLICY}::test_w19_a_default_timeout_bounds_an_attempt_that_sets_none"),
+    20: ("recovery never finishes", f"{POLICY}::test_w20_a_thousand_interrupted_runs_go_on_a_few_at_a_time"),
     21: (
         "a live task executed twice in one process",
         "tests/acceptance/test_executors.py::test_who_was_stopped_past_its_lease_writes_nothing_stale",
@@ -49,29 +49,56 @@ WEAKNESSES: dict[int, tuple[str, str]] = {
         "no claim across processes",
         "tests/store/postgres/test_claims.py::test_many_claim_at_once_and_each_run_is_held_once",
     ),
-    23: ("recovery outside slots, retries and shutdown", POLICY),
-    24: ("aborting ends in an unhandled rejection", "tests/engine/test_runs.py::test_cancel_reaches_the_body"),
+    23: (
+        "recovery outside slots, retries and shutdown",
+        f"{POLICY}::test_w23_a_recovered_run_has_slots_retries_timeouts_and_cancel",
+    ),
+    24: ("aborting ends in an unhandled rejection", f"{POLICY}::test_w24_a_generator_that_is_cancelled_ends_once"),
     25: ("a generator's return value is lost", f"{CONTRACT}_families.py::test_a_generator_task"),
-    26: ("a start with a key waits for a recovery", "tests/engine/test_runs.py::test_a_key_names_one_run"),
+    26: (
+        "a start with a key waits for a recovery",
+        f"{POLICY}::test_w26_a_start_with_a_key_does_not_wait_for_the_recovery",
+    ),
     27: ("retries by the text of messages", f"{CONTRACT}_tasks.py::test_what_ends_the_attempts_at_once"),
-    28: ("no jitter; a crash resets attempts", POLICY),
-    29: ("exactly once is suggested", "tests/acceptance/test_sigkill.py::test_no_sigkill_loses_or_repeats_anything"),
-    30: ("dead letters in memory, slot failures only", "tests/acceptance/test_dead_letters.py"),
-    31: ("a retried dead letter is lost", "tests/acceptance/test_dead_letters.py"),
-    32: ("retries of dead letters have no bound", "tests/acceptance/test_dead_letters.py"),
-    33: ("the queue's counter leaks", LIMITS),
-    34: ("admission is linear, and users' lists stay", "tests/guard"),
-    35: ("one waiter only is woken", LIMITS),
-    36: ("names, payloads and users are not validated", f"{CONTRACT}_inputs.py::test_a_wrong_input_is_refused"),
-    37: ("a slow consumer loses the tail", STREAMS),
-    38: ("missed wake-ups", STREAMS),
-    39: ("an overflow off by one; a silent gap", STREAMS),
-    40: ("a closed stream is used again", STREAMS),
-    41: ("consumers wait for ever", STREAMS),
-    42: ("numbers begin anew in each process", STREAMS),
-    43: ("the ring evicts what is live", "tests/events"),
-    44: ("keys as labels of metrics", "tests/observe"),
-    45: ("the built package cannot start", "tests/test_readme.py"),
+    28: ("no jitter; a crash resets attempts", f"{POLICY}::test_w28_a_crash_between_attempts_resets_nothing"),
+    29: ("exactly once is suggested", f"{POLICY}::test_w29_a_key_is_good_after_the_end_and_over_processes"),
+    30: (
+        "dead letters in memory, slot failures only",
+        f"{LIMITS}::test_w30_and_w31_what_failed_is_a_dead_letter_that_outlives_the_process_and_is_not_lost_by_a_retry",
+    ),
+    31: (
+        "a retried dead letter is lost",
+        f"{LIMITS}::test_w30_and_w31_what_failed_is_a_dead_letter_that_outlives_the_process_and_is_not_lost_by_a_retry",
+    ),
+    32: (
+        "retries of dead letters have no bound",
+        "tests/acceptance/test_dead_letters.py::test_retries_are_counted_and_bounded",
+    ),
+    33: ("the queue's counter leaks", f"{LIMITS}::test_w33_no_refusal_uses_up_a_place_in_the_queue"),
+    34: (
+        "admission is linear, and users' lists stay",
+        f"{LIMITS}::test_w34_a_start_costs_no_more_with_a_long_window_and_many_users",
+    ),
+    35: ("one waiter only is woken", f"{LIMITS}::test_w35_all_that_fit_begin_when_slots_become_free"),
+    36: (
+        "names, payloads and users are not validated",
+        f"{LIMITS}::test_w36_a_wrong_input_is_refused_before_anything_counts",
+    ),
+    37: (
+        "a slow consumer loses the tail",
+        f"{STREAMS}::test_w37_what_comes_while_a_reader_handles_an_event_is_delivered_also_when_the_stream_closes",
+    ),
+    38: ("missed wake-ups", f"{STREAMS}::test_w38_what_came_while_a_reader_was_busy_needs_no_further_event"),
+    39: (
+        "an overflow off by one; a silent gap",
+        f"{STREAMS}::test_w39_a_reader_at_the_edge_of_the_buffer_sees_all_and_a_fresh_one_too",
+    ),
+    40: ("a closed stream is used again", f"{STREAMS}::test_w40_the_stream_of_a_run_that_is_tried_again_goes_on"),
+    41: ("consumers wait for ever", f"{STREAMS}::test_w41_no_reader_waits_for_ever"),
+    42: ("numbers begin anew in each process", f"{STREAMS}::test_w42_numbers_go_on_over_restarts"),
+    43: ("the ring evicts what is live", f"{STREAMS}::test_w43_a_ring_holds_the_last_records_and_counts_them_right"),
+    44: ("keys as labels of metrics", f"{STREAMS}::test_w44_what_is_counted_has_no_name_of_a_run_in_it"),
+    45: ("the built package cannot start", "tests/test_wheel.py::test_what_is_built_starts"),
     46: ("the connector is sent as JSON", "there is no second process: the store is an object of the one that commits"),
     47: ("two settings for one path", "there is one: the folder that is opened"),
     48: (
@@ -86,16 +113,19 @@ WEAKNESSES: dict[int, tuple[str, str]] = {
         "keys without an index, no purge, no schema version",
         "tests/repository/test_sqlite.py::test_every_index_is_used",
     ),
-    54: ("queued tasks vanish at shutdown", "tests/acceptance/test_shutdown.py"),
+    54: (
+        "queued tasks vanish at shutdown",
+        "tests/acceptance/test_shutdown.py::test_queued_runs_are_there_after_a_restart",
+    ),
     55: (
         "two owners of one position",
-        "one transaction writes the rows and the position: tests/repository/test_sqlite.py",
+        "one transaction writes both: tests/repository/test_sqlite.py::test_a_batch_and_its_position_are_one_transaction",
     ),
     56: ("a key leaks another user's run", f"{CONTRACT}_keys.py::test_find_sees_a_users_key"),
     57: ("derived keys can be computed by others", f"{CONTRACT}_keys.py::test_find_sees_a_users_key"),
     58: (
         "settings in the process environment",
-        "no setting is handed to another process; a key read from a variable is never shown: tests of docs/settings.md",
+        "no setting is handed to another process: tests/test_environment.py::test_a_secret_is_never_shown",
     ),
     59: ("the grace timer outlives a reconnect", "of the web bridge, which this version does not have"),
     60: ("disconnects are watched on the request", "of the web bridge, which this version does not have"),
@@ -107,7 +137,10 @@ WEAKNESSES: dict[int, tuple[str, str]] = {
         "recovery without the user's credentials",
         f"{CONTRACT}_crash.py::test_a_task_that_does_not_recover_by_itself",
     ),
-    66: ("slow readers have queues without bound", STREAMS),
+    66: (
+        "slow readers have queues without bound",
+        "tests/events/test_readers.py::test_a_reader_that_stops_gets_every_event_later",
+    ),
     67: (
         "a disk of one machine with a warning only",
         "tests/acceptance/test_executors.py::test_starts_of_one_key_from_four_processes_give_one_run",

@@ -50,7 +50,9 @@ def problems(what: str, shown: str) -> Iterator[str]:
     if not found and len(shown.split()) < WORDS_OF_A_REASON:
         yield f"{what}: {shown!r} names no test and gives no reason"
     for file, name in found:
-        if not file.exists():
+        if not name and file.suffix:
+            yield f"{what}: which test of {file.relative_to(ROOT)} shows it?"
+        elif not file.exists():
             yield f"{what}: there is no {file.relative_to(ROOT)}"
         elif not names_in(file):
             yield f"{what}: there is no test in {file.relative_to(ROOT)}"
