@@ -16,8 +16,12 @@ from durable.store.shared import SharedStore, UserBounds
 
 logger = logging.getLogger("durable.engine")
 
-#: This part of all places is taken at once, and no more than so many: none is held in advance where there are less than twice as many.
-PARTS, CHUNK_MAX = 16, 64
+#: With no more places than these, one is taken at a time, when it is needed: nobody holds one in advance that another could use.
+FEW = 16
+#: Of more, this part is taken at once, no more than so many; and by who uses more already, as many again.
+PARTS, CHUNK_MAX = 8, 64
+#: Of more than these, each process may have one in so many while nobody can be asked.
+SHARE = 16
 #: What was not used for so long is given back, seconds.
 UNUSED_SECONDS = 1.0
 #: A notice that there may be places is gone after no sooner than so many seconds after the last.
@@ -76,7 +80,7 @@ class SharedPlaces:
 
     async def open(self) -> None:
         """Take some in advance."""
-        if _chunk(self._most) > 1:
+        if self._most > FEW:
             self._want(self._all)
             if self._speaking is not None:
                 await asyncio.wait((self._speaking,))
@@ -108,7 +112,7 @@ class SharedPlaces:
             scope.used += 1
             scope.changed()
             most = self._bound(scope)
-            if most is not None and not scope.lacking and scope.held - scope.used < _chunk(most) // 4:
+            if most is not None and not scope.lacking and scope.held - scope.used < _more(most, scope.used) // 4:
                 self._want(scope)
         return True
 
@@ -126,7 +130,7 @@ class SharedPlaces:
         room = self._room(self._all)
         if self._all.lacking or self._alone:
             return max(room, 0)
-        return max(room, min(_chunk(self._most), self._most - self._all.used), 0)
+        return max(room, min(_more(self._most, self._all.used), self._most - self._all.used), 0)
 
     @property
     def users(self) -> UserBounds | None:
@@ -134,7 +138,7 @@ class SharedPlaces:
         if self._most_of_user is None:
             return None
         known = ((user, scope) for user, scope in self._users.items() if scope.lacking or scope.asking)
-        return UserBounds(_chunk(self._most_of_user), {user: max(self._room(scope), 0) for user, scope in known})
+        return UserBounds(_more(self._most_of_user), {user: max(self._room(scope), 0) for user, scope in known})
 
     def _scopes(self, user: str | None) -> Iterable[Scope]:
         if user is None:
@@ -152,7 +156,7 @@ class SharedPlaces:
         if most is None:
             return 1
         held = min(scope.held, most)
-        return (max(held, most // PARTS) if self._alone else held) - scope.used
+        return (max(held, most // SHARE) if self._alone and most > FEW else held) - scope.used
 
     # -- what is heard
 
@@ -244,7 +248,7 @@ class SharedPlaces:
         for scope in scopes:
             most = self._bound(scope)
             if most is not None:
-                wanted[scope.name] = (max(_chunk(most), scope.used - scope.held + 1), most)
+                wanted[scope.name] = (max(_more(most, scope.used), scope.used - scope.held + 1), most)
         got = await self._store.take_places(wanted)
         self._alone = False
         for scope in scopes:
@@ -272,6 +276,6 @@ class SharedPlaces:
             self.freed(None)
 
 
-def _chunk(most: int) -> int:
-    """How many of so many places are taken at once."""
-    return max(min(most // PARTS, CHUNK_MAX), 1)
+def _more(most: int, used: int = 0) -> int:
+    """How many of so many places are taken at once by who uses some already."""
+    return 1 if most <= FEW else min(max(most // PARTS, used), CHUNK_MAX)
