@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from itertools import islice
 from operator import itemgetter
 
 from durable.clock import Clock, Entropy, fraction_of
@@ -18,7 +19,7 @@ from durable.core.commands import Command, Discard
 from durable.core.query import RunFilter
 from durable.core.run import Run
 from durable.engine.services import matching
-from durable.errors import DurableError, RunNotFoundError, TransitionError
+from durable.errors import DurableError, RunNotFoundError, ShuttingDownError, TransitionError
 from durable.store.base import Store
 
 #: Runs that are read, and letters that are discarded, at once.
@@ -65,6 +66,9 @@ class Keeper:
         self._command = command
         self._alone: AbstractAsyncContextManager[object] = nullcontext() if alone is None else alone
         self._died = asyncio.Event()
+        #: Dead letters, first those that died first, since there were too many: so that not all are read for each further one. Some
+        #: may be none any more, and where others share the store there may be younger ones.
+        self._oldest: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -81,6 +85,9 @@ class Keeper:
         """A run has ended, durably."""
         if run.dead:
             self._died.set()
+            if self._oldest:
+                self._oldest.pop(run.run_id, None)
+                self._oldest[run.run_id] = None
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -93,12 +100,14 @@ class Keeper:
             try:
                 if loop.time() >= look_at:
                     look_at = loop.time() + interval
-                    letters = await self._bury()
+                    letters = await self._bury(anew=True)
                     await self._prune()
                 elif self._died.is_set():
                     await asyncio.sleep(GATHER_SECONDS)
                     self._died.clear()
-                    letters = await self._bury()
+                    letters = await self._bury(anew=False)
+            except ShuttingDownError:
+                return
             except DurableError as error:
                 letters = True
                 logger.warning("what is over stays longer: %s", error)
@@ -113,21 +122,31 @@ class Keeper:
 
     # --- dead letters -------------------------------------------------------------------------------------------------------------
 
-    async def _bury(self) -> bool:
-        """Discard dead letters that are too old or too many; tell whether any are left."""
+    async def _bury(self, *, anew: bool) -> bool:
+        """Discard dead letters that are too old or too many; tell whether any are left.
+
+        Arguments:
+            anew: whether this is one of the regular looks: what is known of letters here may be old.
+        """
         limits = self._limits()
-        expired = RunFilter(dead=True, ended_by=self._clock.now() - limits.dead_letter_ttl, limit=PAGE)
-        old = [run.run_id async for run in matching(self._store, expired)]
-        await self._discard(old, f"not retried within {limits.dead_letter_ttl:g} s (limits.dead_letter_ttl)")
-        count = await self._store.count(LETTERS)
-        if count <= limits.dead_letter_size:
-            return count > 0
-        ages = [(run.ended_at, run.run_id) async for run in matching(self._store, LETTERS)]
-        ages.sort(key=itemgetter(0, 1))
-        oldest = [run_id for _, run_id in ages[: max(len(ages) - limits.dead_letter_size, 0)]]
-        most = limits.dead_letter_size
-        await self._discard(oldest, f"the oldest of more than {most} dead letters (limits.dead_letter_size)")
-        return most > 0
+        if anew:
+            self._oldest.clear()
+            expired = RunFilter(dead=True, ended_by=self._clock.now() - limits.dead_letter_ttl, limit=PAGE)
+            old = [run.run_id async for run in matching(self._store, expired)]
+            await self._discard(old, f"not retried within {limits.dead_letter_ttl:g} s (limits.dead_letter_ttl)")
+        most, has_read = limits.dead_letter_size, False
+        while (count := await self._store.count(LETTERS)) > most:
+            if not self._oldest and has_read:
+                break  # those that are left changed meanwhile: at the next look it is known how
+            if not self._oldest:
+                has_read = True
+                ages = [(run.ended_at, run.run_id) async for run in matching(self._store, LETTERS)]
+                self._oldest = dict.fromkeys(run_id for _, run_id in sorted(ages, key=itemgetter(0, 1)))
+            some = list(islice(self._oldest, count - most))
+            for run_id in some:
+                del self._oldest[run_id]
+            await self._discard(some, f"the oldest of more than {most} dead letters (limits.dead_letter_size)")
+        return count > 0
 
     async def _discard(self, run_ids: list[str], reason: str) -> None:
         for start in range(0, len(run_ids), AT_ONCE):

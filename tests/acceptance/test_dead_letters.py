@@ -216,6 +216,26 @@ async def test_one_more_than_may_be_discards_the_oldest(ground: Ground) -> None:
         assert await handles[0] == "e0 at last"
 
 
+async def test_many_die_at_once_and_again(ground: Ground) -> None:
+    """The bound holds in the end, whoever is retried meanwhile: those are left that died last."""
+    async with ground.app(limits=Limits(dead_letter_size=10, dead_letter_retries=100), interval=3_600) as app:
+        for wave in range(4):
+            handles = [await app.start(other, f"m{wave}.{n}") for n in range(15)]
+            for handle in handles:
+                with pytest.raises(RunFailedError):
+                    await handle
+            await app.dead_letters.retry_all()  # they die again, and count as younger
+
+        async def bounded() -> bool:
+            running = RunFilter(status=frozenset({Status.READY, Status.RUNNING}))
+            return await app.dead_letters.count() == 10 and not await app.store.count(running)
+
+        await until(bounded, "ten dead letters")
+        left = [letter async for letter in app.dead_letters.list()]
+        ends = sorted([run.ended_at async for run in app.runs()], reverse=True)
+        assert min(letter.ended_at for letter in left if letter.ended_at) >= ends[20]
+
+
 async def test_those_that_are_too_old_are_discarded(ground: Ground) -> None:
     """By the time at which they died, also those of an earlier process."""
     limits = Limits(dead_letter_ttl=3_600)
