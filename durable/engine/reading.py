@@ -23,8 +23,10 @@ from durable.store.base import Store
 
 T = TypeVar("T")
 
-#: Runs and records that are read at once.
+#: Runs that are read at once.
 PAGE = 500
+#: Records that are read at once: a reader that stops holds them for itself.
+RECORDS_PAGE = 128
 
 
 class Silence:
@@ -128,7 +130,7 @@ class Reading:
         if reader.fell_behind():
             self._hub.overflowed()
         if reader.behind:
-            page = await self._ask(reader.after, partial(self._store.history, run_id, reader.after, PAGE))
+            page = await self._ask(reader.after, partial(self._store.history, run_id, reader.after, RECORDS_PAGE))
             reader.take(page)
             if not page:
                 ring.forget()
@@ -139,8 +141,8 @@ class Reading:
             after = reader.after
             ring.news = False  # what is heard from here on counts anew
             try:
-                page = await self._ask(after, partial(self._store.history, run_id, after, PAGE))
-                run = None if len(page) == PAGE else await self._ask(after, partial(self.find_run, run_id))
+                page = await self._ask(after, partial(self._store.history, run_id, after, RECORDS_PAGE))
+                run = None if len(page) == RECORDS_PAGE else await self._ask(after, partial(self.find_run, run_id))
             except BaseException:
                 ring.news = True
                 raise

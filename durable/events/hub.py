@@ -80,7 +80,7 @@ class Hub:
             self._subscribers -= 1
             if not ring.readers and self._rings.get(run_id) is ring:
                 ring.left()
-                self._retain(run_id)
+                self._retain(run_id, ring)
 
     def overflowed(self) -> None:
         """A subscriber was left behind."""
@@ -123,9 +123,9 @@ class Hub:
 
     # --- what is kept -------------------------------------------------------------------------------------------------------------
 
-    def _retain(self, run_id: str) -> None:
+    def _retain(self, run_id: str, ring: Ring) -> None:
         settings = self._settings
-        if not settings.retention_seconds:
+        if not settings.retention_seconds or ring.last < 0:  # nothing ever came
             del self._rings[run_id]
             return
         self._retained[run_id] = asyncio.get_running_loop().time() + settings.retention_seconds

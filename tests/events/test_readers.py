@@ -7,6 +7,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from durable import Config, ConfigError, Durable, Event, Handle
 from durable.config import StreamSettings
 from durable.core.records import Kind, Record
 from durable.core.run import Run
+from durable.engine.reading import RECORDS_PAGE
 from durable.events.hub import Hub
 from durable.events.ring import BATCH, Ring
 from durable.store.base import Store
@@ -123,6 +125,29 @@ async def test_a_thousand_subscribers_share_what_they_read() -> None:
     assert small[0] < 2_000 * 8 * 1024, f"{small[0] / 2_000:.0f} bytes for one"
     assert large[0] < small[0] + 2_000 * 1024 + (1 << 24), f"{large[0] / 2_000:.0f} bytes for one"
     assert small[1] < 1 << 19
+
+
+async def test_a_reader_that_stops_behind_the_buffer_holds_one_page(tmp_path: Path) -> None:
+    """Each of a hundred has read its own part of the record from files: so much of it, and no more, however much there is."""
+    config = Config(engine=ENGINE, stream=StreamSettings(buffer_size=1))
+    async with Durable(tmp_path / "store", config=config, test_mode=True) as app:
+        handle = await app.start(steady, 3_000, 500)
+        await handle.wait()
+    async with Durable(tmp_path / "store", config=config, test_mode=True) as app:
+        handle = await app.get(handle.run_id)
+        await Tail(handle.events()).end()
+        tracemalloc.start()
+        try:
+            readers = [handle.events() for _ in range(100)]
+            for reader in readers:
+                await anext(reader)
+            gc.collect()
+            used = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert used / 100 < RECORDS_PAGE * 2_500, f"{used / 100:.0f} bytes for one"
+        for reader in readers:
+            await reader.aclose()  # type: ignore[attr-defined]
 
 
 async def test_pushing_costs_the_same_whatever_the_size_of_records_and_however_many_stopped() -> None:

@@ -122,6 +122,9 @@ async def test_w41_no_reader_waits_for_ever(make_app: MakeApp) -> None:
     with pytest.raises(ShuttingDownError):
         [event async for event in behind]
     assert streams(app) == type(streams(app))(streams=0, subscribers=0, retained=0, overflows=streams(app).overflows)
+    with pytest.raises(ShuttingDownError):
+        [event async for event in handle.events()]
+    assert streams(app).retained == 0
     async with make_app() as again:
         found = await again.find("kept")
         assert found is not None
