@@ -484,3 +484,25 @@ def test_a_failure_is_read_back_from_its_record() -> None:
 def test_a_failure_without_details_can_be_read() -> None:
     """A record that says little is no reason to fail again."""
     assert Failure.of(only(step(made(Status.RUNNING), kind=Kind.STEP_FAILED))) == Failure("", "", "", b"1")
+
+
+def test_why_what_goes_on_does_not_go_on_from_its_own_beginning() -> None:
+    """A timeout of the attempt before, a crash, a lease that passed; nothing where it was handed back or resumed in order."""
+    run = asked()
+    give(run, Begin(), Fail(FAILURE, timed_out=True))
+    assert run.recovery_reason == "timeout"
+    give(run, Begin(), Recover("stale", 5))
+    assert run.recovery_reason == "stale"
+    give(run, Release())
+    assert run.recovery_reason is None
+    give(run, Begin(), Recover("crash", 5), Fail(FAILURE))
+    assert run.recovery_reason is None
+    give(run, Begin(), Recover("crash", 5), Suspend(), Resume())
+    assert run.recovery_reason is None
+
+
+def test_who_receives_a_signal_may_say_more_with_it() -> None:
+    run = asked()
+    give(run, Begin(), Send("a", b"1", 2))
+    record = only(give(run, Receive("a", CALL, {3: b"1"}, {"handler": True})))
+    assert (record.head, run.signals) == ({"handler": True, "signal": 3}, [])

@@ -504,3 +504,22 @@ def test_a_call_given_up_after_its_outcome_was_recorded_has_no_other(past: Histo
     assert found.kind is Kind.STEP_CANCELLED
     assert names(memo.next_batch([calls["c"]])) == ["c"]
     assert [record.kind for record in memo.next_batch([])] == [Kind.STEP_CANCELLED]
+
+
+def test_what_a_recovery_handler_recorded_has_no_place_in_the_order(past: History) -> None:
+    """The body gets it where it makes the same call, and need not make it."""
+    past.add(1, "asked", handler=True)
+    past.add(2, "left")
+    memo = past.memo()
+    assert memo.leftover() == (call("left"),)
+    asked, left = memo.number("asked", b""), memo.number("left", b"")
+    assert [record.call for record in memo.next_batch({asked, left})] == [asked]
+    assert [record.call for record in memo.next_batch({left})] == [left]
+
+
+def test_what_a_recovery_handler_gave_up_the_body_may_want(past: History) -> None:
+    """Else the body's call would wait to be given up, too."""
+    past.add(1, "slow", CANCELLED, handler=True)
+    memo = past.memo()
+    assert memo.result(memo.number("slow", b"")) is None
+    assert not memo.replaying
