@@ -205,7 +205,8 @@ class Lifecycle:
         run = entry.run
         orphans = self._orphans.setdefault(run.task, {})
         if run.due is not None and entry not in orphans:
-            logger.warning("run %s waits: no imported module defines its task %r", run.run_id, run.task)
+            said = "run %s waits: no imported module defines its task %r"
+            logger.warning(said, run.run_id, run.task, extra={"run_id": run.run_id})
         orphans[entry] = None
 
     @property
@@ -254,7 +255,8 @@ class Lifecycle:
             del execution.context  # what leads back: see `Delivery.close`
             execution.body = None
         except DurableError as error:
-            logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
+            run_id = entry.run.run_id
+            logger.error("run %s cannot be executed now: %s", run_id, error, extra={"run_id": run_id})
         finally:
             self._over(entry, task)
 
@@ -298,7 +300,8 @@ class Lifecycle:
             try:
                 return await self.services.store.history(entry.run.run_id)
             except RepositoryUnavailableError as error:
-                logger.warning("run %s waits for its history: %s", entry.run.run_id, error)
+                run_id = entry.run.run_id
+                logger.warning("run %s waits for its history: %s", run_id, error, extra={"run_id": run_id})
             await asyncio.sleep(wait)
             wait = min(2 * wait, 10.0)
 
@@ -345,7 +348,7 @@ class Lifecycle:
             return
         logger.warning(
             "the body of run %s (task %s) ignores that it was stopped; it is abandoned and can record nothing more",
-            entry.run.run_id, entry.run.task,
+            entry.run.run_id, entry.run.task, extra={"run_id": entry.run.run_id},
         )  # fmt: skip
         self.abandoned.add(task)
         task.add_done_callback(self.abandoned.discard)
