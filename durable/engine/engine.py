@@ -47,11 +47,11 @@ class Engine:
 
     def __init__(
         self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy,
-        *, execute: bool = True, observers: Sequence[Observer] = (),
+        *, execute: bool = True, find_observers: Callable[[], Sequence[Observer]] = tuple,
     ) -> None:  # fmt: skip
         codec = TaggedJson(config.payload)
         register_children(codec)
-        self._observing = Observing(observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
+        self._observing = Observing(find_observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
         self._given = Given(
             store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute,
             observing=self._observing,
