@@ -103,6 +103,7 @@ class Engine:
                 await self._start_up()
             except BaseException:
                 await self._given.store.close()
+                await self._observing.close()
                 raise
         except BaseException:
             self._state = "closed"

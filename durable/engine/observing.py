@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from typing import Any
 
@@ -36,6 +36,8 @@ RECOUNT_SECONDS = 1.0
 RECOUNT_ASKED_SECONDS = 10.0
 #: How long that may take: a database that is away shall not hold up who asks for figures.
 COUNT_SECONDS = 2.0
+#: How often a reading that was disturbed is tried.
+READS_MAX = 5
 
 
 class Tally:
@@ -81,6 +83,7 @@ class Observing:
         self._counted_at = 0.0
         self._recounting: asyncio.Task[None] | None = None
         self._recount_wanted = False
+        self._going = (0, 0, 0)
 
     # --- opening and closing ----------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,11 @@ class Observing:
                 loop.call_soon_threadsafe(self._recount)
             except RuntimeError:
                 self._loop = None  # the loop was closed, and the application was not
-        running, queued, streams = self._now_going()
+        for _ in range(READS_MAX):
+            with suppress(RuntimeError):  # it is another thread that asks, and what it counts changed meanwhile
+                self._going = self._now_going()
+                break
+        running, queued, streams = self._going
         return Gauges(running=running, queued=queued, streams=streams, dead_letters=self._dead)
 
     def _recount(self) -> None:
@@ -190,7 +197,11 @@ class Observing:
         return publish_and_tell
 
     def _tell(self, run: Run, record: Record) -> None:
-        observed, event = _observed(run), to_event(record, self._codec)
+        try:
+            observed, event = _observed(run), to_event(record, self._codec)
+        except Exception:  # a value that cannot be shown is no reason to stop who wrote it
+            logger.exception("record %d of run %s cannot be told", record.seq, run.run_id, extra={"run_id": run.run_id})
+            return
         for some in self._told:
             self._call(some, "on_record", observed, event)
 
