@@ -5,11 +5,12 @@ Law: it holds no rule of its own; it checks what it is given, chooses a store, a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import fields
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -18,8 +19,11 @@ from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.config import Config, Limits
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
+from durable.core.retry import seconds
 from durable.core.status import Status
 from durable.engine.engine import Engine
+from durable.engine.letters import DeadLetters
+from durable.engine.serving import on_signals
 from durable.engine.stats import Stats
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
 from durable.observe.observer import Observer, Telemetry
@@ -67,25 +71,17 @@ class Durable:
     ) -> None:
         if not isinstance(limits, Limits) or not isinstance(config, Config):
             raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
-        later = [
-            spec.name
-            for spec in fields(Limits)
-            if getattr(limits, spec.name) != spec.default and spec.name != "max_running"
-        ]
-        if later:
-            raise ConfigError(
-                f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out",
-                key=f"limits.{later[0]}",
-            )
         store = _store_of(target, config, clock, entropy)
         if not execute and not is_shared(store):
             raise ConfigError(
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
         self.test_mode = test_mode
-        self.limits = limits
         self.config = config
         self._world = (clock, entropy)
+        self._execute = execute
+        _check_limits(limits, execute)
+        self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._observers = _checked(observers)
         self._engine = Engine(
             store, config, limits, clock, entropy, execute=execute, find_observers=self._all_observers
@@ -94,6 +90,20 @@ class Durable:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
         self.dead_letters: DeadLetters = DeadLetters(self._engine)
+
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once; can be replaced at any time: `app.limits = replace(app.limits, max_running=5)`.
+
+        It holds at once. More slots let waiting runs begin, fewer let those that run finish. Starts that were counted go on counting,
+        also in a window of another length; those made while nothing was bounded were not counted. Raises `ConfigError`.
+        """
+        return self._engine.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        _check_limits(limits, self._execute)
+        self._engine.limits = limits
 
     @property
     def store(self) -> Store:
@@ -124,10 +134,52 @@ class Durable:
         enter_host(self._engine)
         return self
 
-    async def close(self) -> None:
-        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store."""
+    async def close(self, grace: float | timedelta | None = None) -> None:
+        """Take no new work, give bodies the grace to finish, hand unfinished runs back, and close the store.
+
+        Arguments:
+            grace: seconds, in place of `engine.shutdown_grace_seconds`; with 0 bodies are cancelled at once.
+        """
+        self.stop_serving()
         leave_host(self._engine)
-        await self._engine.close()
+        await self._engine.close(None if grace is None else seconds(grace, "grace"))
+
+    async def serve(
+        self, *, ready: Callable[[], None] | None = None, stopping: Callable[[], None] | None = None
+    ) -> None:
+        """Open if need be, execute until the first SIGTERM or SIGINT, or `stop_serving()`, then close within the grace.
+
+        A second signal ends the process at once, by the signal itself: what was not finished goes on in the next one. What happened at
+        these signals before holds again when this returns. Outside of the main thread no signal comes.
+
+        Arguments:
+            ready: called once it is open.
+            stopping: called when it begins to close.
+
+        Raises what `open` raises.
+        """
+        stop = asyncio.Event()
+        self._serving = (asyncio.get_running_loop(), stop)
+        try:
+            with on_signals(stop.set):
+                try:
+                    if self._engine.is_new:
+                        await self.open()
+                    if ready is not None:
+                        ready()
+                    await stop.wait()
+                    if stopping is not None:
+                        stopping()
+                finally:
+                    await self.close()
+        finally:
+            self._serving = None
+
+    def stop_serving(self) -> None:
+        """Have `serve` end as a signal does; from any thread. Does nothing where it is not serving."""
+        if (serving := self._serving) is not None:
+            loop, stop = serving
+            loop.call_soon_threadsafe(stop.set)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -223,15 +275,18 @@ class Durable:
             after = page[-1].run_id
             left = None if left is None else left - size
 
-    async def subscribe(self, key_or_run_id: str, after: int = 0, *, steps: bool = False) -> AsyncIterator[Event]:
-        """The events of the run with this key or id. Raises `RunNotFoundError`."""
+    async def subscribe(
+        self, key_or_run_id: str, after: int = 0, *, steps: bool = False, heartbeat: float | timedelta | None = None
+    ) -> AsyncIterator[Event]:
+        """The events of the run with this key or id, as `Handle.events`. Raises `RunNotFoundError`."""
         handle = await self.find(key_or_run_id)
         if handle is None and is_run_id(key_or_run_id):
             handle = await self.get(key_or_run_id)
         if handle is None:
             raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
-        async for event in handle.events(after, steps):
-            yield event
+        async with aclosing(handle.events(after, steps, heartbeat)) as events:  # type: ignore[type-var]  # it is a generator
+            async for event in events:
+                yield event
 
     async def stats(self) -> Stats:
         """How much is going on, and what happened since the opening."""
@@ -239,28 +294,14 @@ class Durable:
         return await self._engine.stats()
 
 
-class DeadLetters:
-    """Runs that ended in failure after their last attempt, and were not retried or discarded since."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def list(self) -> AsyncIterator[RunInfo]:
-        """All dead letters, oldest first."""
-        self._engine.check_readable()
-        after: str | None = None
-        while page := await self._engine.store.query(RunFilter(dead=True, after=after, limit=PAGE)):
-            for run in page:
-                yield RunInfo.of(run)
-            after = page[-1].run_id
-
-    async def retry(self, run_id: str) -> None:
-        """Let the run go on from the step that failed. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.retry_run(run_id)
-
-    async def discard(self, run_id: str) -> None:
-        """Take the run off the list; its history stays. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.discard_run(run_id)
+def _check_limits(limits: Limits, execute: bool) -> None:
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"app.limits takes a Limits, got {limits!r:.100}", key="limits")
+    if limits.max_queued == 0 and not execute:
+        raise ConfigError(
+            "max_queued=0 lets a start wait for a slot of its own process, and with execute=False that has none",
+            key="limits.max_queued",
+        )
 
 
 def _status(value: Status | str) -> Status:

@@ -5,9 +5,12 @@ Law: a wrong value never gets further than the constructor, and the error names 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, Self
 
+from durable.environment import read_part, variable
 from durable.errors import ConfigError
 
 KIB = 1024
@@ -164,16 +167,19 @@ class StreamSettings:
 
     Arguments:
         buffer_size: records of one run that are kept in memory for those who follow it; who lags further behind reads from the store.
+        buffer_bytes: most bytes that these records take; the last one is kept even if it has more.
         retention_seconds: how long they are kept after the last of these has gone or the run has ended, for one who comes back.
         retained_max: most runs of which they are kept so.
     """
 
     buffer_size: int = 1024
+    buffer_bytes: int = MIB
     retention_seconds: float = 60.0
     retained_max: int = 1000
 
     def __post_init__(self) -> None:
         _require(self.buffer_size >= 1, "stream.buffer_size", self.buffer_size, "at least 1")
+        _require(self.buffer_bytes >= KIB, "stream.buffer_bytes", self.buffer_bytes, "at least 1024")
         _require(self.retention_seconds >= 0, "stream.retention_seconds", self.retention_seconds, "zero or more")
         _require(self.retained_max >= 0, "stream.retained_max", self.retained_max, "zero or more")
 
@@ -273,19 +279,34 @@ class Config:
             f"at most {room}, half of log.frame_bytes_max, to fit into a frame with what is around it",
         )
 
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The settings that variables name, `DURABLE_ENGINE_MAX_RECOVERIES=5` for `engine.max_recoveries`; all others by default.
+
+        What code says on top of that, with `dataclasses.replace`, wins. Raises `ConfigError` that names the variable.
+        """
+        parts = {part.name: read_part(type(part.default), part.name, environ) for part in fields(cls)}
+        try:
+            return cls(**parts)
+        except ConfigError as error:
+            name = variable(*error.key.split(".")) if error.key else ""
+            raise ConfigError(f"the environment variable {name}: {error}", key=error.key) from None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What is let in and how much runs at once. Durations are seconds; None means no limit.
 
-    Refusals are decided before anything is stored. Children of runs do not count as starts.
+    Refusals are decided before anything is stored. What bodies and steps start, retries and recoveries do not count as starts, nor does a
+    start whose key has a run already.
 
     Arguments:
         max_starts_per_window: starts in any `window`; one more raises `BackpressureError`, which says when the next will be let in.
         max_starts_per_user_window: the same for the starts of one user.
         window: length of the sliding window.
-        max_queued: runs that may wait for a slot; one more start raises `BackpressureError`. With 0 no run waits in the store: `start`
-            itself waits for a slot, in turn, at most `slot_timeout`.
+        max_queued: started runs that may wait for their first slot; one more start that would have to wait raises `BackpressureError`,
+            whose `retry_after` is an estimate from how fast the queue moved lately, at least 0.1 and at most `window`. A run with a delay
+            counts from when it is due. With 0 no run waits in the store: `start` itself waits for a slot, in turn, at most `slot_timeout`.
         max_running: runs that execute at once, in all processes that share the store; further ones wait their turn in status `ready`. See
             `engine.concurrency` for a bound of one process.
         max_running_per_user: the same for the runs of one user; others go first meanwhile.
@@ -322,3 +343,8 @@ class Limits:
             _require(getattr(self, key) > 0, f"limits.{key}", getattr(self, key), "positive")
         _require(self.dead_letter_size >= 0, "limits.dead_letter_size", self.dead_letter_size, "zero or more")
         _require(self.dead_letter_retries >= 0, "limits.dead_letter_retries", self.dead_letter_retries, "zero or more")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The limits that variables name, as in `DURABLE_LIMITS_MAX_RUNNING=10`; all others by default. See `Config.from_env`."""
+        return read_part(cls, "limits", environ)

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "durable"
 
 FOUNDATION, MECHANISM, TOP = 0, 2, 8
 LAYERS = {
-    **dict.fromkeys(("errors", "config", "clock", "service", "codec"), FOUNDATION),
+    **dict.fromkeys(("errors", "environment", "config", "clock", "service", "codec"), FOUNDATION),
     "core": 1,
     **dict.fromkeys(("log", "repository", "guard", "events", "tasks"), MECHANISM),
     **dict.fromkeys(("flush", "observe"), 3),

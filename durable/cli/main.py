@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from durable.cli import deciding, demo, explaining, figures, logs, looking, migrating, worker
+from durable.cli import deciding, demo, explaining, figures, keeping, letters, logs, looking, migrating, worker
 from durable.cli.target import DEFAULT_FOLDER
 from durable.cli.terminal import complain, without_passwords
 from durable.core.status import Status
@@ -23,6 +23,7 @@ RUN is the id of a run, the beginning of one (4 digits or more, if no other run 
 STORE is a folder, or the postgresql:// URL of a database; a password is better kept in PGPASSWORD or ~/.pgpass than in the URL.
 Reading also works beside a process that has the folder open; writing waits for no one and says who has it. In a database, what is
 decided about a run is decided by the executor that holds it.
+Without --store it is the one that DURABLE_STORE names, and settings are as DURABLE_<PART>_<KEY> say: see docs/settings.md.
 exit codes: 0 fine, 1 the thing asked about failed (unknown run, refused transition, damaged log, no such server), 2 wrong use"""
 
 
@@ -44,6 +45,13 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"
+
+
+def _age(text: str) -> float:
+    return _seconds(text.rstrip("smhd") or "-") * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}.get(text[-1:], 1)
+
+
+_age.__name__ = "age like 90s, 30m, 12h or 7d"
 
 
 def _statuses(text: str) -> frozenset[Status]:
@@ -87,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _add_runs(add)
+    _add_keeping(add)
     command = add(
         "worker", worker.work, help="execute the tasks of a module until SIGTERM or SIGINT, which lets bodies finish"
     )
@@ -146,6 +155,28 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
             command.add_argument("--follow", action="store_true", help="go on until the run ends")
         if name in ("cancel", "stop"):
             command.add_argument("--reason", help="recorded with it")
+
+
+def _add_keeping(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead-letters", letters.dead_letters, help="runs that failed for good: list them, retry or discard them"
+    )
+    command.add_argument(
+        "action", nargs="?", choices=("list", "retry", "discard"), default="list", help="(default list)"
+    )
+    command.add_argument("run", nargs="?", metavar="RUN", help="id, beginning of an id, or key: for retry and discard")
+    command.add_argument("--all", action="store_true", help="for retry: all of them, the oldest first")
+    command.add_argument("--task", help="for list and retry --all: those of this task")
+    command.add_argument("--user", help="whose key it is, for the key of a user's run")
+    command.add_argument("--json", action="store_true", help="a line of JSON for each run")
+    command = add(
+        "gc", keeping.gc, help="forget families of runs that have long been closed, with their events and payloads"
+    )
+    command.add_argument(
+        "--older-than", type=_age, default=7 * 86_400.0, metavar="AGE",
+        help="those that ended longer ago, as in 90s, 30m, 12h or 7d (default 7d)",
+    )  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="only count what would go")
 
 
 def _add_log(commands: argparse._SubParsersAction[_Parser], store: _Parser) -> None:

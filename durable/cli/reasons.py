@@ -158,6 +158,9 @@ def _executor(facts: Facts) -> Iterator[str]:
             yield "the process that has this folder open executes it; if none has, the next application that opens it goes on with it"
         else:
             yield "it begins when the process that has this folder open has a slot for it, or in the next application that opens it"
+        if run.version is not None:
+            needs = f"version {escaped(run.version)!r} of its task {escaped(run.task)!r}"
+            yield f"it needs code of {needs}, or without a version: a process that has another one leaves it waiting"
         return
     if placement.owner is not None:
         who = f"executor {placement.owner} (process {placement.pid} on {escaped(placement.host)})"
@@ -171,6 +174,8 @@ def _executor(facts: Facts) -> Iterator[str]:
         yield f"it waits for a slot: {placement.executors:,} {know} {what}"
     else:
         yield f"it waits for an executor: none that is alive knows {what}; start one with `durable worker MODULE --store ...`"
+        if others := sorted({escaped(version) for version in placement.versions if version is not None}):
+            yield f"executors that are alive know that task in version {', '.join(map(repr, others))}: start one with the code of its own"
 
 
 # --- what it waits for ------------------------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def _calls(facts: Facts) -> Iterator[str]:
             case Kind.WAITING:
                 until = "" if "until" not in head else f", until {_until(float(head['until']), now)} at most"
                 yield f"it waits for the signal {escaped(repr(head.get('what')))}{until}"
-            case Kind.TIMER_SET if record.name == "timeout":
+            case Kind.TIMER_SET if record.name.endswith("timeout"):
                 yield f"a time limit in it ends at {_until(float(head.get('until', 0.0)), now)}"
             case Kind.TIMER_SET:
                 yield f"it sleeps until {_until(float(head.get('until', 0.0)), now)}"

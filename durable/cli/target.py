@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
-from durable.config import PostgresSettings
+from durable.config import Config, PostgresSettings
 from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.run import Run
+from durable.environment import STORE
 from durable.errors import ConfigError, ConflictError, RunNotFoundError, StorageError
 from durable.store.base import Store
 from durable.store.local import LocalStore
@@ -46,9 +47,10 @@ class Target:
 
     @classmethod
     def of(cls, args: Namespace) -> Target:
-        """The store that was named with --store, else the folder where it is by default. Raises `ConfigError`."""
-        text = DEFAULT_FOLDER if args.store is None else args.store
-        target = cls(text, PostgresSettings(migrate=False, schema=args.schema or PostgresSettings().schema))
+        """The store that was named with --store, else by DURABLE_STORE, else the folder where it is by default. Raises `ConfigError`."""
+        text = (os.environ.get(STORE) or DEFAULT_FOLDER) if args.store is None else args.store
+        settings = replace(Config.from_env().postgres, migrate=False)
+        target = cls(text, settings if args.schema is None else replace(settings, schema=args.schema))
         if not target.is_shared and "://" in text:
             raise ConfigError(
                 f"--store {text.split('://')[0]}://...: a URL must begin with postgresql://; else name a folder",
@@ -89,7 +91,8 @@ class Target:
             from durable.store.postgres import PostgresStore
 
             return PostgresStore(self.text, self.settings)
-        return LocalStore(check_there(self.text))
+        config = Config.from_env()
+        return LocalStore(check_there(self.text), log=config.log, flush=config.flush)
 
 
 def require_psycopg() -> None:

@@ -6,58 +6,67 @@ code 0; the second ends it at once, by the signal itself.
 
 from __future__ import annotations
 
-import asyncio
-import signal
+import logging
+import os
+import sys
+import threading
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
 
 from durable.app import Durable
 from durable.cli.program import load
 from durable.cli.target import Target, check_there
 from durable.cli.terminal import clipped, counted, escaped
 from durable.config import Config, Limits
+from durable.environment import STORE
 from durable.errors import ConfigError
 from durable.store.shared import is_shared
 from durable.tasks.registry import all_tasks
 
 TASKS_CHARACTERS_MAX = 400
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPS = "durable worker stops: what it does not finish now goes on elsewhere, or when it is started again"
 
 
 async def work(args: Namespace) -> int:
     """Execute tasks until a signal comes."""
     module_name, _, app_name = args.module.partition(":")
     if args.store is None and not app_name:
+        args.store = os.environ.get(STORE)
+    if args.store is None and not app_name:
         raise ConfigError(
-            "name the store to work on with --store postgresql://..., or an application that has one with MODULE:APP",
+            "name the store to work on with --store postgresql://... or DURABLE_STORE, or an application that has one with MODULE:APP",
             key="store",
         )
     app, store_name = _application(args, load(module_name, app_name))
-    stopping = asyncio.Event()
-    _on_signals(asyncio.get_running_loop(), stopping.set)
-    async with app:
-        print(_ready(app, store_name or f"the store of {args.module}"), flush=True)
-        await stopping.wait()
-        print(
-            "durable worker stops: what it does not finish now goes on elsewhere, or when it is started again",
-            flush=True,
-        )
+    await app.serve(
+        ready=lambda: print(_ready(app, store_name or f"the store of {args.module}"), flush=True),
+        stopping=lambda: print(STOPS, flush=True),
+    )
+    _leave_threads()
     return 0
+
+
+def _leave_threads() -> None:
+    """End here where threads are left that the interpreter would wait for, such as one of `asyncio.to_thread` that hangs."""
+    left = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    if left:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _application(args: Namespace, app: Durable | None) -> tuple[Durable, str]:
     """The application to open, and what to call its store, if the options say which it is.
 
-    What the options say holds; what they leave open is as in APP, or as it is by default.
+    What the options say holds; what they leave open is as in APP, or else as variables of the environment say.
     """
     if args.store is None and (args.schema, args.lease) != (None, None):
         raise ConfigError("--schema and --lease go with --store postgresql://...", key="store")
-    limits = Limits() if app is None else app.limits
+    limits = Limits.from_env() if app is None else app.limits
     if args.concurrency is not None:
         limits = replace(limits, max_running=args.concurrency)
-    config = Config() if app is None else app.config
+    config = Config.from_env() if app is None else app.config
     if args.schema is not None:
         config = replace(config, postgres=replace(config.postgres, schema=args.schema))
     if args.lease is not None:
@@ -91,15 +100,3 @@ def _ready(app: Durable, store_name: str) -> str:
     return (
         f"durable worker is ready: executes {counted(len(names), 'task')} ({tasks}) of {escaped(store_name)}{executor}"
     )
-
-
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Have the first signal call `stop` on the loop, and the next one end the process, also where the loop is blocked."""
-
-    def received(number: int, frame: FrameType | None) -> None:
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        loop.call_soon_threadsafe(stop)
-
-    for number in _SIGNALS:
-        signal.signal(number, received)

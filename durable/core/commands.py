@@ -66,6 +66,7 @@ class Receive:
     signal: str
     call: Call
     payloads: dict[int, bytes | None]
+    head: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

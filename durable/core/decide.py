@@ -116,7 +116,8 @@ def _receive(run: Run, command: Receive, now: float) -> list[Record]:
         raise TransitionError(f"run {run.run_id} is {run.status}: its body can receive nothing more")
     for seq, name in run.signals:
         if name == command.signal:
-            return _note(run, Note(Kind.STEP_COMPLETED, command.call, command.payloads[seq], {"signal": seq}), now)
+            head = {**command.head, "signal": seq}
+            return _note(run, Note(Kind.STEP_COMPLETED, command.call, command.payloads[seq], head), now)
     return []
 
 
@@ -230,6 +231,8 @@ def _fail(run: Run, command: Fail, now: float) -> list[Record]:
         after(run.status, Verb.RETRY, run.run_id)
         wait = run.retry.wait_after(run.attempt - run.attempt_base, command.fraction)
         head["not_before"] = now + wait
+        if command.timed_out:
+            head["timed_out"] = True
         return [_record(run, Kind.RETRYING, now, head)]
     verb, kind = (Verb.TIME_OUT, Kind.TIMED_OUT) if command.timed_out else (Verb.FAIL, Kind.FAILED)
     after(run.status, verb, run.run_id)

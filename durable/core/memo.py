@@ -74,12 +74,16 @@ class Memo:
             if current or kind is Kind.CHILD_STARTED:
                 self._markers[call] = record
         elif kind in _RESULTS:
+            by_handler = record.head.get("handler", False)
             if kind is Kind.STEP_CANCELLED:
                 self._withdraw(call)
+                if by_handler:
+                    return  # what a recovery handler gave up, the body may still want
             if not current and kind is not Kind.STEP_COMPLETED and kind is not Kind.EVENT:
                 return  # it failed then, and runs again from the beginning; a child, whose marker stays, is tried again itself
-            if not current or record.head.get("added"):
-                # Of an earlier attempt, or of a call that the code gained while the run was replayed: it has no place in the order.
+            if not current or by_handler or record.head.get("added"):
+                # Of an earlier attempt, of the recovery handler, or of a call that the code gained while the run was replayed: it has no
+                # place in the order.
                 self._prior[call] = record
                 return
             self._prior.pop(call, None)

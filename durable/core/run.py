@@ -52,6 +52,7 @@ class Run:
     retried: int = 0
     #: Recoveries since a step was last recorded.
     recoveries: int = 0
+    #: Why what goes on now does not go on from its own beginning: `crash` or `stale`, or `timeout` where the attempt before timed out.
     recovery_reason: str | None = None
     #: Not to be begun before this time.
     not_before: float = 0.0
@@ -84,10 +85,9 @@ class Run:
     #: Ended in failure, and not yet discarded or retried.
     dead: bool = False
     reason: str | None = None
-    #: Trace context (W3C `traceparent`, then a space and `tracestate` if there is one) of the start; empty where nobody traced it.
+    #: Trace contexts (W3C `traceparent`, then a space and `tracestate` if there is one), empty where nobody traced it: of the start, and
     trace: str = ""
-    #: The same of the last attempt, or part of one, that began.
-    attempt_trace: str = ""
+    attempt_trace: str = ""  # of the last attempt, or part of one, that began
 
     @property
     def ended(self) -> bool:
@@ -97,9 +97,8 @@ class Run:
     @property
     def executing(self) -> bool:
         """Whether a body is at work: the task's own, or the function that is its coordinator."""
-        if self.asleep:
-            return False
-        return self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        at_work = self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        return at_work and not self.asleep
 
     @property
     def due(self) -> float | None:
@@ -185,6 +184,7 @@ def _make_ready(run: Run) -> None:
 def _retrying(run: Run, record: Record) -> None:
     run.attempt = record.attempt + 1
     run.not_before = record.head.get("not_before", 0.0)
+    run.recovery_reason = "timeout" if record.head.get("timed_out") else None
     _make_ready(run)
     run.failure = _failure(record)
 
@@ -204,7 +204,7 @@ def _suspended(run: Run, record: Record) -> None:
 
 
 def _resumed(run: Run, record: Record) -> None:
-    run.reason = None
+    run.reason = run.recovery_reason = None
     run.failure = None
     if run.ended_at is None:
         if run.started_at is not None:  # else its delay holds
@@ -305,6 +305,7 @@ def _awake(run: Run, record: Record) -> None:
 
 
 def _released(run: Run, record: Record) -> None:
+    run.recovery_reason = None
     _make_ready(run)
 
 

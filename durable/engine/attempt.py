@@ -71,8 +71,6 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
-        "awaited",
-        "awoken",
         "body",
         "context",
         "coordinating",
@@ -81,6 +79,7 @@ class Attempt:
         "delivery",
         "entry",
         "expires_at",
+        "handling",
         "input",
         "interrupted",
         "key",
@@ -93,6 +92,7 @@ class Attempt:
         "previous_error",
         "recovered",
         "recovery_reason",
+        "repeats",
         "returned",
         "run_id",
         "services",
@@ -103,7 +103,7 @@ class Attempt:
 
     def __init__(
         self, services: Services, entry: Entry, definition: TaskDefinition, memo: Memo, recovered: bool,
-        *, began: float | None = None, returned: bytes | None = None,
+        *, handling: bool = False, began: float | None = None, returned: bytes | None = None,
     ) -> None:  # fmt: skip
         run = entry.run
         self.services = services
@@ -114,8 +114,6 @@ class Attempt:
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
-        #: The children that calls wait for.
-        self.awaited: dict[Call, Entry] = {}
         #: Until when the calls that wait for a time wait at most.
         self.deadlines: dict[Call, float] = {}
         self.task_name, self.key, self.user = run.task, run.key, run.user
@@ -124,8 +122,8 @@ class Attempt:
         self.previous_error = run.failure["message"] if run.failure else None
         self.input: dict[str, Any] = {}
         self.recovered = recovered
-        #: Whether it goes on because a wait is over: nothing was lost, and its time goes on.
-        self.awoken = began is not None
+        #: Whether it is the task's recovery handler that runs, and not the body.
+        self.handling = handling
         #: The wall-clock time at which its time limit has passed.
         self.expires_at: float | None = None
         if run.timeout is not None:
@@ -136,7 +134,8 @@ class Attempt:
         #: Set before the engine itself cancels the body: what happens from then on is not the body's doing.
         self.interrupted = False
         self.body: asyncio.Task[Any] | None = None
-        self.manual = False
+        #: Whether recovery is in the hands of what runs: see `Memo.loosen`.
+        self.manual = handling
         #: The calls that are under way, and the asyncio tasks that make them.
         self.performing: dict[Call, asyncio.Task[Any] | None] = {}
         self._pausing = 0
@@ -160,6 +159,12 @@ class Attempt:
         self._unsynced_value = False
         self._previous: list[Event] | None = None
         self.context: Context[Any]
+        if handling:
+            memo.loosen()
+        #: Whether it has yet to catch up with its record.
+        self.repeats = recovered
+        if recovered and not handling:
+            self._catch_up()
 
     def number(self, name: str, ident: bytes) -> Call:
         """Give a call its identity. Raises where no call may be made."""
@@ -216,7 +221,15 @@ class Attempt:
             delivery.end()
             delivery.forget(call)
             self.performing.pop(call, None)
+            if self.repeats and not self.handling:
+                self._catch_up()
         return self.outcome(record, returns)
+
+    def _catch_up(self) -> None:
+        """Tell once that all of its record has been handed back."""
+        if not self.memo.repeating:
+            self.repeats = False
+            self.services.caught_up(self.entry)
 
     async def pause(self, call: Call, live: Callable[[], Coroutine[Any, Any, Record]], returns: Any = Any) -> Any:
         """A call that only waits, for a time or a signal: where there is nothing else, a closing application need not."""
@@ -225,7 +238,11 @@ class Attempt:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """In this block, a call of the body only waits."""
+        """In this block, a call of the body only waits. A recovery handler stays while it does: what woke it could not tell it apart."""
+        if self.handling:
+            self.services.caught_up(self.entry)
+            yield
+            return
         self._pausing += 1
         if self._pausing == 1:
             self.services.residence.paused(self.entry)
@@ -277,13 +294,17 @@ class Attempt:
 
     def outcome_note(self, call: Call, kind: Kind, payload: bytes | None, head: dict[str, Any] | None) -> Note:
         """What records the outcome of a call."""
-        head = head if head is not None else {}
+        head = self.marked(head)
         return Note(kind, call, payload, {**head, "added": True} if call in self.delivery.added else head)
+
+    def marked(self, head: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What goes with a record: that it is of the recovery handler, the calls of which have no place in the order of the body's."""
+        return {**(head or {}), "handler": True} if self.handling else head or {}
 
     def note(self, kind: Kind, call: Call, payload: bytes | None = None, head: dict[str, Any] | None = None) -> None:
         """Stage a record of the body."""
         self.check_current()
-        self.services.pipeline.stage(self.entry, Note(kind, call, payload, head if head is not None else {}))
+        self.services.pipeline.stage(self.entry, Note(kind, call, payload, self.marked(head)))
 
     def note_cancelled(self, call: Call, head: dict[str, Any] | None = None) -> None:
         """Record that the body itself gave a call up, unless it was the engine that stopped the body."""
@@ -340,7 +361,7 @@ class Attempt:
             return False
         if any(mailbox.is_busy for mailbox in self.mailboxes.values()):
             return False
-        return not any(child.run.ended for child in self.awaited.values())
+        return not any(child.run.ended for child in self.entry.awaits.values())
 
     @property
     def wakes_at(self) -> float | None:

@@ -14,7 +14,6 @@ from durable.clock import fraction_of
 from durable.core.commands import Fail
 from durable.core.memo import Divergence
 from durable.engine.execution import Execution
-from durable.engine.scopes import StepScope
 from durable.errors import (
     DefinitionError,
     LimitError,
@@ -37,22 +36,20 @@ _FINAL = (NonRetryableError, PayloadError, ValidationError, LimitError)
 _UNNAMED = (type(None), bool, int, float, str, bytes, list, tuple, dict, set)
 
 
-async def run_body(execution: Execution) -> None:
-    """Run one attempt to its end and stage what came of it."""
+async def run_body(execution: Execution) -> bool:
+    """Run one attempt to its end and stage what came of it; True where the recovery handler asks for the body instead."""
     execution.body = asyncio.current_task()
     run = execution.entry.run
     left = None if execution.expires_at is None else max(0.0, execution.expires_at - execution.services.clock.now())
     limit = None if left is None else asyncio.timeout(left)
     try:
         if limit is None:
-            await _returned(execution, await _call(execution))
-        else:
-            async with limit:
-                await _returned(execution, await _call(execution))
+            return await _lived(execution)
+        async with limit:
+            return await _lived(execution)
     except asyncio.CancelledError as error:
-        if execution.interrupted:
-            return
-        _fail(execution, error)
+        if not execution.interrupted:
+            _fail(execution, error)
     except TimeoutError as error:
         if limit is not None and limit.expired():
             late = f"attempt {run.attempt} took longer than the run's timeout of {run.timeout} s"
@@ -60,13 +57,22 @@ async def run_body(execution: Execution) -> None:
         else:
             _fail(execution, error)
     except (LogFencedError, asyncio.InvalidStateError):
-        return  # the store is gone: the next process goes on with this run
+        pass  # the store is gone: the next process goes on with this run
     except (KeyboardInterrupt, SystemExit):
         raise  # meant for the process, not for the run, which goes on in the next one
     except BaseException as error:  # noqa: BLE001 - whatever else a body raises is its outcome
         _fail(execution, error)
     finally:
         await execution.finish()
+    return False
+
+
+async def _lived(execution: Execution) -> bool:
+    value = await _call(execution)
+    if execution.handling and value is RERUN:
+        return True
+    await _returned(execution, value)
+    return False
 
 
 async def _returned(execution: Execution, value: Any) -> None:
@@ -116,7 +122,7 @@ async def _call(execution: Execution) -> Any:
     around = execution.services.around
     if around is None:
         return await _called(execution)
-    with around(execution.entry.run, execution.recovered and not execution.awoken):
+    with around(execution.entry.run, execution.recovered):
         return await _called(execution)
 
 
@@ -131,31 +137,11 @@ async def _called(execution: Execution) -> Any:
     if execution.coordinating:
         return await _coordinate(execution)
     args, kwargs = definition.facts.call_arguments(arguments, definition.name)
-    if execution.recovered and not execution.awoken and definition.recovery is not None:
-        scope = StepScope(
-            services.host,
-            services.clock,
-            services.entropy,
-            execution.run_id,
-            ("recovery", b"", 0),
-            "a recovery handler",
-            task_name=execution.task_name,
-            attempt=execution.attempt,
-        )
-        token = current_scope.set(scope)
-        try:
-            value = await services.invoker.call(
-                definition.recovery, _arguments(execution, definition.recovery, args), kwargs
-            )
-        finally:
-            current_scope.reset(token)
-        if value is not RERUN:
-            execution.manual = True  # the handler answers for what is recorded
-            return value
+    facts = definition.recovery if execution.handling and definition.recovery is not None else definition.facts
     current_scope.set(execution)
-    if definition.facts.shape == "generator":
-        return await _generate(execution, _arguments(execution, definition.facts, args), kwargs)
-    return await services.invoker.call(definition.facts, _arguments(execution, definition.facts, args), kwargs)
+    if facts.shape == "generator":
+        return await _generate(execution, facts, _arguments(execution, facts, args), kwargs)
+    return await services.invoker.call(facts, _arguments(execution, facts, args), kwargs)
 
 
 async def _coordinate(execution: Execution) -> Any:
@@ -173,9 +159,9 @@ def _arguments(execution: Execution, facts: FunctionFacts, args: tuple[Any, ...]
     return (execution.context, *args) if facts.takes_context else args
 
 
-async def _generate(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+async def _generate(execution: Execution, facts: FunctionFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an async generator: each value that it yields is an event, a `Result` ends it."""
-    generator = execution.definition.facts.function(*args, **kwargs)
+    generator = facts.function(*args, **kwargs)
     try:
         async for value in generator:
             if isinstance(value, Result):

@@ -6,7 +6,7 @@ Law: it opens and closes the parts in order; rules live in `core/`, and what fol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from durable.clock import Clock, Entropy
@@ -17,29 +17,28 @@ from durable.core.query import RunFilter
 from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
+from durable.engine.lacking import lacking
 from durable.engine.observing import Observing
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX
-from durable.engine.stats import Recovery, Stats, Streams, Totals, Written
+from durable.engine.stats import Stats, take_stats
 from durable.engine.stopping import stop_bodies
 from durable.errors import (
     AppNotOpenError,
     LogFencedError,
-    RefusedError,
     ShuttingDownError,
     StorageError,
-    StorageFullError,
     TransitionError,
 )
+from durable.events.hub import StreamStats
 from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
-from durable.tasks.handle import to_datetime
 from durable.tasks.host import current_scope
-from durable.tasks.registry import find_task, on_new_task
+from durable.tasks.registry import find_code, find_task, on_new_task
 
 
 class Engine:
@@ -57,7 +56,7 @@ class Engine:
             observing=self._observing,
         )  # fmt: skip
         self._parts: Parts
-        self._reading = Reading(store, self._given.hub, self._is_over)
+        self._reading = Reading(store, self._given.hub, clock, self._is_over)
         self._state = "new"
         self._opened_at = 0.0
         self._bringing: asyncio.Task[None] | None = None
@@ -87,6 +86,17 @@ class Engine:
     @on_step.setter
     def on_step(self, called: Callable[[str, Call], None] | None) -> None:
         self._given.on_step = called
+
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once."""
+        return self._given.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._given.limits = limits
+        if (parts := getattr(self, "_parts", None)) is not None:
+            parts.limits_changed()
 
     # --- opening and closing ----------------------------------------------------------------------------------------------------
 
@@ -125,6 +135,8 @@ class Engine:
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(parts.task_defined, task.name)
 
+        if self._given.execute:
+            parts.keeper.open()
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
 
@@ -133,7 +145,7 @@ class Engine:
         given = self._given
         now, began = given.clock.now(), given.clock.monotonic()
         due = RunFilter(open=True, due_by=now)
-        left = await load(given.store, parts.table, due, given.limits.max_running, QUEUED_MAX)
+        left = await load(given.store, parts.table, due, given.slots, QUEUED_MAX)
         self._observing.scanned(len(parts.table), given.clock.monotonic() - began)
         parts.residence.open(now, await given.store.next_due(now))
         parts.pipeline.open()
@@ -151,35 +163,45 @@ class Engine:
         if self._state == "open":
             self._parts.lifecycle.go_on(entry)
 
-    async def close(self) -> None:
+    @property
+    def is_new(self) -> bool:
+        """Whether it can be opened: it was not yet, or was closed again."""
+        return self._state in ("new", "closed")
+
+    async def close(self, grace: float | None = None) -> None:
         """Take no new work, let bodies finish within the grace, hand unfinished runs back, flush.
 
         It goes on to its end, also when who asked for it no longer waits; who asks again waits for the same end.
         """
         if self._state == "open":
             self._state = "closing"
-            self._closing = asyncio.create_task(self._close(), name="durable-close")
+            self._closing = asyncio.create_task(self._close(grace), name="durable-close")
         if self._state == "closing" and self._closing is not None:
             await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
-        parts = self._parts
+    async def _close(self, grace: float | None) -> None:
+        parts, settings = self._parts, self._given.config.engine
         services = parts.services
         services.closing.set()
-        parts.scheduler.closed = True
+        parts.scheduler.close()
         if self._bringing is not None:
             self._bringing.cancel()
+        await parts.keeper.close()
         if parts.sharing is not None:
             await parts.sharing.stop()
         await parts.residence.close()
         await parts.closing.stop()
         self._given.hub.wake_all()
         try:
-            await stop_bodies(parts.table, self._given.config.engine)
+            await stop_bodies(parts.table, settings, settings.shutdown_grace_seconds if grace is None else grace)
             if parts.pipeline.failure is None:
                 for entry in parts.table:
-                    parts.scheduler.forget(entry)
-                    if entry.run.executing and find_task(entry.run.task) is not None:
+                    run = entry.run
+                    if (
+                        run.executing
+                        and not parts.scheduler.forget(entry)
+                        and find_code(run.task, run.version) is not None
+                    ):
                         parts.pipeline.stage(entry, Release())
             await parts.pipeline.close()
         finally:
@@ -191,7 +213,7 @@ class Engine:
             for entry in parts.table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
                 entry.definition = None  # who closed an application may keep it, and need not keep its tasks
-            self._given.hub.wake_all()
+            self._given.hub.close()
             self._task_defined = None
             await services.invoker.close()
             await self._given.store.close()
@@ -225,12 +247,7 @@ class Engine:
     ) -> tuple[str, str | None]:
         """Start a run; return its id and key."""
         self._check_open()
-        bound = task.facts.bind(args, kwargs, task.name)
-        try:
-            return await self._parts.starter.start(task, options, bound)
-        except (RefusedError, StorageFullError) as error:
-            self._observing.refused(error.code, task.name, options.user)
-            raise
+        return await self._parts.starter.start(task, options, task.facts.bind(args, kwargs, task.name))
 
     async def start_run_on(
         self,
@@ -242,14 +259,21 @@ class Engine:
     ) -> tuple[str, str | None]:
         """Start a run in the caller's own transaction; return its id and key."""
         self._check_open()
-        bound = task.facts.bind(args, kwargs, task.name)
-        try:
-            return await self._parts.starter.start_on(connection, task, options, bound)
-        except (RefusedError, StorageFullError) as error:
-            self._observing.refused(error.code, task.name, options.user)
-            raise
+        return await self._parts.starter.start_on(connection, task, options, task.facts.bind(args, kwargs, task.name))
 
     # --- asking -----------------------------------------------------------------------------------------------------------------
+
+    async def lacks(self, run: Run) -> str | None:
+        """What keeps the run from going on, if it is that nobody has the code of it."""
+        if run.due is None or run.ended or (self._given.execute and find_code(run.task, run.version) is not None):
+            return None
+        if self._parts.sharing is not None:
+            placement = await self._parts.sharing.store.placement(run.run_id)
+            if placement is None or placement.owner is not None or placement.executors:
+                return None
+            return lacking(run, placement.versions, "no executor that is alive")
+        known = find_task(run.task)
+        return lacking(run, [] if known is None else [known.version], "nothing that this process has imported")
 
     def definition_of(self, name: str) -> TaskDefinition | None:
         """The task of this name, where an imported module defines it."""
@@ -294,9 +318,15 @@ class Engine:
                 entry.waiters.remove(waiter)
             self._parts.lifecycle.let_go(entry)
 
-    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(
+        self, run_id: str, after: int, *, steps: bool = True, heartbeat: float | None = None
+    ) -> AsyncGenerator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
-        return self._reading.records(run_id, after)
+        return self._reading.records(run_id, after, steps=steps, heartbeat=heartbeat)
+
+    def streams(self) -> StreamStats:
+        """How much is followed."""
+        return self._given.hub.statistics()
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""
@@ -306,35 +336,10 @@ class Engine:
         scheduler = self._parts.scheduler
         return scheduler.running, scheduler.queued, len(self._given.hub)
 
-    def statistics(self) -> dict[str, int]:
-        """How much is going on."""
-        running, queued, subscribers = self._now_going()
-        return {
-            "loaded": len(self._parts.table),
-            "running": running,
-            "queued": queued,
-            "orphaned": self._parts.lifecycle.orphaned,
-            "subscribers": subscribers,
-        }
-
     async def stats(self) -> Stats:
         """How much is going on, and what happened since the opening."""
-        given, tally, going = self._given, self._observing.tally, self.statistics()
-        health = given.store.health()
-        running = "running" if health.state == "ok" else health.state
-        return Stats(
-            state="closing" if self._state == "closing" else running,
-            started_at=to_datetime(self._opened_at),
-            uptime_seconds=max(given.clock.now() - self._opened_at, 0.0),
-            waiting=max(going["loaded"] - going["running"] - going["queued"], 0),
-            totals=Totals.of(tally),
-            rejections=dict(tally.refusals),
-            dead_letters=await self._observing.dead_letters(),
-            streams=Streams(subscribers=going["subscribers"], runs=len(given.hub.followed)),
-            written=Written(backlog_records=health.backlog_records, batches=tally.batches, entries=tally.entries),
-            recovery=Recovery(scans=tally.scans, found=tally.found),
-            health=health,
-            **going,
+        return await take_stats(
+            self._given, self._parts, opened_at=self._opened_at, is_closing=self._state == "closing"
         )
 
     # --- control ----------------------------------------------------------------------------------------------------------------
@@ -355,9 +360,13 @@ class Engine:
         """Try a failed run again."""
         await self._parts.control.retry(run_id)
 
-    async def discard_run(self, run_id: str) -> None:
+    async def retry_letter(self, run_id: str) -> None:
+        """Try a failed run again as a dead letter, which may happen only so often."""
+        await self._parts.control.retry(run_id, self._given.limits.dead_letter_retries)
+
+    async def discard_run(self, run_id: str, reason: str | None = None) -> None:
         """Take a dead letter off the list."""
-        await self._parts.control.command(run_id, Discard())
+        await self._parts.control.command(run_id, Discard(reason))
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""

@@ -69,19 +69,29 @@ class Execution(Attempt):
         run_id, key = await self.perform(call, lambda: spawn(self, call, task, options, arguments))
         return run_id, key
 
+    def _own(self, name: str) -> str:
+        """The name of a call that does nothing outside: a recovery handler's is another than the body's."""
+        return f"recovery:{name}" if self.handling else name
+
+    @property
+    def _label(self) -> str | None:
+        """Within what an event is emitted that is no call of the body: a step, or the recovery handler."""
+        scope = current_scope.get()
+        return scope.label if isinstance(scope, StepScope) else "the recovery handler" if self.handling else None
+
     async def sleep(self, seconds: float) -> None:
         """A recorded sleep."""
-        call = self.number("sleep", repr(seconds).encode())
+        call = self.number(self._own("sleep"), repr(seconds).encode())
         await self.pause(call, lambda: run_timer(self, call, seconds))
 
     async def deadline(self, seconds: float) -> Coroutine[Any, Any, Any] | None:
         """A recorded deadline."""
-        call = self.number("timeout", repr(seconds).encode())
+        call = self.number(self._own("timeout"), repr(seconds).encode())
         return self.watch(call, lambda: run_timer(self, call, seconds))
 
     async def wait_for(self, name: str, timeout: float | None) -> Any:
         """A signal."""
-        call = self.number("wait_for", self.services.codec.identity(name))
+        call = self.number(self._own("wait_for"), self.services.codec.identity(name))
         recorded = self.memo.result(call)
         try:
             return await self.pause(call, lambda: receive(self, call, name, timeout))
@@ -94,7 +104,7 @@ class Execution(Attempt):
 
     def now(self) -> datetime:
         """The recorded time."""
-        call = self.number("now", b"")
+        call = self.number(self._own("now"), b"")
         record = self.memo.result(call)
         if record is None:
             stamp = self.services.clock.now()
@@ -114,8 +124,8 @@ class Execution(Attempt):
 
     def _derived(self, what: str) -> bytes:
         count = self._counters[what] = self._counters.get(what, 0) + 1
-        # A body that recovers by hand takes another path than before: what it draws must not equal what it drew then.
-        salt = self._base_seq if self.manual and self.recovered else 0
+        # Who recovers by hand takes another path than the body before: what it draws must not equal what that drew.
+        salt = "recovery" if self.handling else self._base_seq if self.manual and self.recovered else 0
         text = f"{self.services.store.store_id}:{self.origin}:{what}:{count}:{salt}"
         return sha256(text.encode()).digest()
 
@@ -171,9 +181,9 @@ class Execution(Attempt):
             if not self.memo.repeating:
                 self._publish_ephemeral(name, payload)
             return
-        scope = current_scope.get()
-        if isinstance(scope, StepScope):
-            self.note(Kind.EVENT, (name, b"", 0), payload, {"step": scope.label})
+        label = self._label
+        if label is not None:
+            self.note(Kind.EVENT, (name, b"", 0), payload, {"step": label})
             await self.services.pipeline.durable(self.entry)
             return
         call = self.number(name, payload)
@@ -186,12 +196,12 @@ class Execution(Attempt):
     def emit_nowait(self, name: str, value: object) -> None:
         """Record an event with the next commit."""
         payload = self._event_payload(value)
-        scope = current_scope.get()
-        if isinstance(scope, StepScope):
+        label = self._label
+        if label is not None:
             if threading.get_ident() != self._thread:
-                self.loop.call_soon_threadsafe(self._note_late, name, payload, scope.label)
+                self.loop.call_soon_threadsafe(self._note_late, name, payload, label)
             else:
-                self.note(Kind.EVENT, (name, b"", 0), payload, {"step": scope.label})
+                self.note(Kind.EVENT, (name, b"", 0), payload, {"step": label})
             return
         if threading.get_ident() == self._thread:
             self._emit_recorded(name, payload)
@@ -221,4 +231,4 @@ class Execution(Attempt):
         run = self.entry.run
         record = Record(run.run_id, run.seq, Kind.EVENT, self.services.clock.now(), run.attempt, name, payload=payload)
         record.head = {"ephemeral": True}
-        self.services.hub.publish(record)
+        self.services.hub.publish_ephemeral(record)

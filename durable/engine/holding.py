@@ -130,6 +130,9 @@ class HoldingTable(Table):
         entry = Entry(run, parent=parent)
         entry.epoch, entry.owned = held.epoch, owned
         entry.settled, entry.restored = run.ended, run.started_at is not None
+        if parent is not None and (known := parent.awaits.get(run.run_id)) is not None:
+            entry.on_end = known.on_end
+            parent.awaits[run.run_id] = entry  # the body that awaits it is told by this one
         self.add(entry)
         return entry
 
@@ -192,6 +195,16 @@ class HoldingResidence(Residence):
         if entry.owned and (entry.place or entry.identity is not None or self._is_soon(entry.run)):
             return
         self._dismiss(entry)
+
+    def hand_back(self, entry: Entry) -> bool:
+        """Let others have a run that waits for a slot, if it may go on elsewhere; whether it does."""
+        may = (
+            entry.owned and entry.identity is None and not (entry.awaited or entry.children or entry.held or entry.slot)
+        )
+        if not may or entry.task is not None or not self.pipeline.is_durable(entry):
+            return False
+        self._dismiss(entry)
+        return True
 
     def _is_soon(self, run: Run) -> bool:
         return run.due is not None and run.due - self._clock.now() < KEEP_SECONDS

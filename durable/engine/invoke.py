@@ -5,13 +5,12 @@ Law: a call that is cancelled leaves nothing behind that could report later: a t
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
 
 from durable.engine.isolation import ProcessPool
+from durable.engine.threads import Threads
 from durable.tasks.definition import FunctionFacts
 
 
@@ -26,7 +25,7 @@ class Invoker:
     def __init__(self, threads: int, processes: int) -> None:
         self._threads_max = threads
         self._processes_max = processes
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._processes: ProcessPool | None = None
 
     async def call(
@@ -44,13 +43,12 @@ class Invoker:
         if facts.shape == "coroutine":
             return await facts.function(*args, **kwargs)
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._threads_max, thread_name_prefix="durable-body")
-        run = partial(copy_context().run, facts.function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            self._threads = Threads(self._threads_max)
+        return await self._threads.run(partial(copy_context().run, facts.function, *args, **kwargs))
 
     async def close(self) -> None:
         """Kill the processes; threads cannot be killed and are left to end by themselves."""
         if self._processes is not None:
             await self._processes.close()
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()

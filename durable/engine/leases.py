@@ -52,7 +52,7 @@ class Lease:
         self._scanned = scanned
         #: Whether there is none.
         self.is_lost = False
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Become an executor, and begin to renew. A shard that is away is waited for beside the others."""
@@ -62,13 +62,17 @@ class Lease:
             logger.error("this process is no executor yet: %s", error)
             self.is_lost = True
             self._changed()
-        self._task = asyncio.create_task(self._keep(), name="durable-lease")
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="durable-lease"),
+            asyncio.create_task(self._sweep_often(), name="durable-sweep"),
+        ]
 
     async def close(self) -> None:
         """Be no executor any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:  # one that waits for a server that hangs takes longer to end than there is time
+            await asyncio.wait(self._tasks, timeout=max(self._store.lease_left, 0.0))
         try:
             async with asyncio.timeout(max(self._store.lease_left, 0.0)):
                 await self._store.leave()
@@ -89,7 +93,6 @@ class Lease:
             if not await self._renewed() or self.is_lost:  # given up meanwhile by who was about to write
                 self.give_up()
                 await self._come_back()
-            await self._sweep()
 
     async def _renewed(self) -> bool:
         """Renew in time, trying again while there is time."""
@@ -136,22 +139,21 @@ class Lease:
         self._changed()
         self._claims.all()
 
+    async def _sweep_often(self) -> None:
+        """Free what executors held that are gone; beside the renewals, which wait for nothing else, and not all executors at once."""
+        pause = self._store.lease_seconds / RENEWALS
+        while True:
+            await asyncio.sleep(pause * (1 + fraction_of(self._entropy.token_bytes(7)) / 4))
+            if not self.is_lost:
+                await self._sweep()
+
     async def _sweep(self) -> None:
-        """Free what executors held that are gone; a little later than others, so that not all do it at once."""
-        await asyncio.sleep(fraction_of(self._entropy.token_bytes(7)) * self._store.lease_seconds / RENEWALS / 4)
         began = self._clock.monotonic()
-        sweeping = asyncio.ensure_future(self._store.sweep())
         try:
-            # A server that hangs must not keep this process from seeing that its own lease has passed.
-            await asyncio.wait((sweeping,), timeout=max(self._store.lease_left, 0.0))
-            if not sweeping.done():
-                return
-            freed = sweeping.result()
+            freed = await self._store.sweep()
         except Exception as error:  # noqa: BLE001 - the same
             logger.warning("runs of executors that are gone cannot be freed now: %s", error)
             return
-        finally:
-            sweeping.cancel()
         self._scanned(freed, self._clock.monotonic() - began)
         if freed:
             logger.warning("%d runs of executors that are gone were freed", freed)

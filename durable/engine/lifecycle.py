@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 
 from durable.core.commands import Begin, Fail, Recover, Suspend, Wake
-from durable.core.memo import Memo
 from durable.core.react import REACTIONS, Effect
-from durable.core.records import Kind, Record
+from durable.core.records import Record
 from durable.core.run import Run
 from durable.core.status import Status
 from durable.engine.body import run_body
 from durable.engine.closing import Closing
 from durable.engine.entry import Entry, Unit
-from durable.engine.execution import Execution
 from durable.engine.kinship import WAITS_FOR_USER, Kinship
+from durable.engine.preparation import prepared
 from durable.engine.residence import Residence
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import Services
 from durable.engine.table import Table
-from durable.errors import DefinitionError, DurableError, RepositoryUnavailableError, StorageError
+from durable.errors import DefinitionError, DurableError, StorageError
 from durable.tasks.definition import TaskDefinition
 from durable.tasks.failure import describe
 from durable.tasks.host import UserContext, current_identity, current_scope
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code
 
 logger = logging.getLogger("durable.engine")
 
@@ -46,11 +46,13 @@ class Lifecycle:
     table: Table
     #: Where runs are shared: told of a run that can go on, but that nobody holds.
     offer: Callable[[Entry], None]
-    #: Where runs are shared: told of the end of a run.
-    ended: Callable[[Run], None] | None = None
+    #: Why a run goes on that was executing elsewhere: its process has ended; or, where runs are shared, its lease has passed.
+    lost_by: str = "crash"
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        #: Told of the end of each run.
+        self.ended: list[Callable[[Run], None]] = []
         #: Runs whose task no imported module defines, by task.
         self._orphans: dict[str, dict[Entry, None]] = {}
         #: Bodies that ignored being cancelled.
@@ -136,7 +138,7 @@ class Lifecycle:
                 self.closing.close(entry)
         elif not entry.owned:
             self.offer(entry)
-        elif find_task(run.task) is None:
+        elif find_code(run.task, run.version) is None:
             self.orphan(entry)
         elif not self._suspended_for_user(entry):
             self.scheduler.schedule(entry)
@@ -148,7 +150,7 @@ class Lifecycle:
 
     def _suspended_for_user(self, entry: Entry) -> bool:
         """Suspend a run that lost its user's identity with its process, and cannot go on without."""
-        definition = find_task(entry.run.task)
+        definition = find_code(entry.run.task, entry.run.version)
         due = entry.run.due
         if definition is None or definition.auto_recover or not entry.restored or due is None:
             return False
@@ -159,7 +161,7 @@ class Lifecycle:
 
     def begin(self, entry: Entry) -> None:
         """Stage the beginning of a run that has its slot: of its attempt, its coordinator, its recovery, or of the rest of its body."""
-        definition, run, pipeline = find_task(entry.run.task), entry.run, self.services.pipeline
+        definition, run, pipeline = find_code(entry.run.task, entry.run.version), entry.run, self.services.pipeline
         if definition is None:
             self.scheduler.release(entry)
             self.orphan(entry)
@@ -176,7 +178,7 @@ class Lifecycle:
             else:
                 limit = definition.max_recoveries
                 most = self.services.settings.max_recoveries if limit is None else limit
-                pipeline.stage(entry, Recover("crash", most))
+                pipeline.stage(entry, Recover(self.lost_by, most))
         except StorageError:  # the store failed, or another process has the run: that goes on
             if entry.lost:
                 self.scheduler.release(entry)
@@ -201,13 +203,21 @@ class Lifecycle:
             self.go_on(entry)
 
     def orphan(self, entry: Entry) -> None:
-        """The run waits until a module that defines its task is imported."""
+        """The run waits until a module is imported that defines its task, in its version."""
         run = entry.run
         orphans = self._orphans.setdefault(run.task, {})
+        self.scheduler.forget(entry)
         if run.due is not None and entry not in orphans:
-            said = "run %s waits: no imported module defines its task %r"
-            logger.warning(said, run.run_id, run.task, extra={"run_id": run.run_id})
+            version = "" if run.version is None else f" in version {run.version!r}"
+            said = "run %s waits: no imported module defines its task %r%s"
+            logger.warning(said, run.run_id, run.task, version, extra={"run_id": run.run_id})
         orphans[entry] = None
+
+    @property
+    def orphans(self) -> dict[str, int]:
+        """How many runs wait for each task and version."""
+        waiting = (entry.run for entries in self._orphans.values() for entry in entries)
+        return dict(Counter(run.task if run.version is None else f"{run.task} {run.version}" for run in waiting))
 
     @property
     def orphaned(self) -> int:
@@ -223,7 +233,7 @@ class Lifecycle:
         self.go_on(entry)
 
     def _execute(self, entry: Entry, record: Record) -> None:
-        definition = find_task(entry.run.task)
+        definition = find_code(entry.run.task, entry.run.version)
         if not entry.run.executing or definition is None or entry.lost:
             if entry.task is None:
                 self.scheduler.release(entry)
@@ -247,13 +257,16 @@ class Lifecycle:
         try:
             if previous is not None and not previous.done():
                 await asyncio.wait((previous,))  # two attempts of one run never overlap
-            execution = await self._prepared(entry, definition, record)
-            if execution is None or entry.lost:
-                return
-            entry.execution = execution
-            await run_body(execution)
-            del execution.context  # what leads back: see `Delivery.close`
-            execution.body = None
+            handled = False
+            while execution := await prepared(self.services, entry, definition, record, handled=handled):
+                if entry.lost:
+                    return
+                entry.execution = execution
+                handled = await run_body(execution)
+                del execution.context  # what leads back: see `Delivery.close`
+                execution.body = None
+                if not handled:
+                    return
         except DurableError as error:
             run_id = entry.run.run_id
             logger.error("run %s cannot be executed now: %s", run_id, error, extra={"run_id": run_id})
@@ -265,45 +278,6 @@ class Lifecycle:
             entry.task = None
             entry.execution = None
             self._body_ended(entry)
-
-    async def _prepared(self, entry: Entry, definition: TaskDefinition, record: Record) -> Execution | None:
-        """The attempt with what is on record of it."""
-        if record.kind is Kind.STARTED and record.seq == 2:
-            return Execution(self.services, entry, definition, Memo(), False) if entry.run.executing else None
-        history = [known for known in await self._history(entry, record) if known.seq <= record.seq]
-        returned_seq = entry.run.returned_seq
-        past = [known for known in history if known.seq <= returned_seq]
-        history = history[len(past) :]  # a coordinator's calls are other calls than the body's
-        beginning = Kind.COORDINATING if returned_seq else Kind.STARTED
-        attempt = [known for known in history if known.attempt == record.attempt and known.seq < record.seq]
-        known_kinds = [known.kind for known in attempt]
-        begun = [*known_kinds, record.kind].count(beginning)
-        recovered = (
-            begun > 1
-            or Kind.RECOVERED in (record.kind, *known_kinds)
-            or not {Kind.RELEASED, Kind.RESUMED}.isdisjoint(known_kinds)
-        )
-        if not entry.run.executing:
-            return None
-        return Execution(
-            self.services, entry, definition, Memo(history, record.attempt, past), recovered,
-            began=_began(record, attempt), returned=past[-1].payload if past else None,
-        )  # fmt: skip
-
-    async def _history(self, entry: Entry, record: Record) -> list[Record]:
-        """The run's records; waits for the repository while it is away."""
-        wait = 0.25
-        while True:
-            history, entry.history = entry.history, None
-            if history is not None and history[-1].seq + 1 == record.seq:
-                return history  # read ahead, and nothing but the beginning of this attempt came since
-            try:
-                return await self.services.store.history(entry.run.run_id)
-            except RepositoryUnavailableError as error:
-                run_id = entry.run.run_id
-                logger.warning("run %s waits for its history: %s", run_id, error, extra={"run_id": run_id})
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, 10.0)
 
     def _body_ended(self, entry: Entry) -> None:
         self.scheduler.release(entry)
@@ -376,22 +350,10 @@ class Lifecycle:
                 if not waiter.done():
                     waiter.set_result(ended)
             entry.waiters.clear()
-        if self.ended is not None:
-            self.ended(run)
+        for told in self.ended:
+            told(run)
         self.closing.close(entry)
         parent, entry.parent = entry.parent, None  # the parent may leave memory, and come back as another entry
         if parent is not None:
             parent.children.discard(entry)
             self.let_go(parent)
-
-
-def _began(awake: Record, attempt: list[Record]) -> float | None:
-    """When the time of an attempt began that goes on after a wait; None for a record by which it begins."""
-    if awake.kind is not Kind.AWAKE:
-        return None
-    for record in reversed(attempt):
-        if record.kind in (Kind.STARTED, Kind.COORDINATING, Kind.RECOVERED):
-            return record.at
-        if record.kind in (Kind.RELEASED, Kind.RESUMED):
-            break
-    return awake.at

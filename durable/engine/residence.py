@@ -22,7 +22,7 @@ from durable.engine.services import matching, patiently
 from durable.engine.table import Table
 from durable.errors import DurableError
 from durable.store.base import Store
-from durable.tasks.registry import find_task
+from durable.tasks.registry import find_code
 
 logger = logging.getLogger("durable.engine")
 
@@ -113,7 +113,8 @@ class Residence:
         self._soon = None
         if self.scheduler.closed:
             return
-        for entry in list(itertools.islice(self._long, self.scheduler.queued)):
+        helpful = (entry for entry in self._long if self.scheduler.frees_for_others(entry))
+        for entry in list(itertools.islice(helpful, self.scheduler.queued)):
             del self._long[entry]
             until = entry.execution.wakes_at if entry.execution is not None else None
             if until is not None and self._is_long(until):
@@ -132,7 +133,7 @@ class Residence:
             if not wanted or now - since < least:
                 return
             until = entry.execution.wakes_at if entry.execution is not None else None
-            if until is None or until - wall >= least:
+            if (until is None or until - wall >= least) and self.scheduler.frees_for_others(entry):
                 wanted -= self._free(entry)
 
     def _free(self, entry: Entry) -> bool:
@@ -186,7 +187,7 @@ class Residence:
             return False
         if due is not None and due <= max(self._seen_until, self._clock.now()):
             return False
-        definition = find_task(run.task)
+        definition = find_code(run.task, run.version)
         return definition is not None and definition.auto_recover
 
     def _dismiss(self, entry: Entry) -> None:
@@ -254,5 +255,5 @@ class Residence:
         """Put the wanted runs on the table, no faster than they find slots; being read, each goes on by itself."""
         async for run in matching(self._store, wanted):
             await patiently(partial(self._table.load, run.run_id))
-            while self.scheduler.queued > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
+            while self.scheduler.queued + self.scheduler.recoveries.waiting > QUEUED_MAX:  # noqa: ASYNC110 - it is no moment, but a measure, that this waits for
                 await asyncio.sleep(QUEUED_SECONDS)

@@ -41,7 +41,7 @@ class Families(Protocol):
         """Start a run from within another; `note` is what the other records of it, durable together with it."""
         ...
 
-    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+    def give_up(self, parent: Entry, note: Command, run_id: str | None, *, is_own: bool) -> None:
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         ...
 
@@ -104,6 +104,8 @@ class Services:
     observing: Observing
     has_step: Callable[[str], bool]
     closing: asyncio.Event
+    #: Called with a run once it does not repeat any more what it did before a crash.
+    caught_up: Callable[[Entry], None]
     #: Entered around the body of each attempt, given the run and whether it was recovered.
     around: Callable[[Run, bool], AbstractContextManager[None]] | None = None
     #: Called with the run's id where a call of its body is served from the record.

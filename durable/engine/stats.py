@@ -11,7 +11,10 @@ from typing import Any, Literal
 
 from durable.core.records import Kind
 from durable.engine.observing import Tally
+from durable.engine.parts import Given, Parts
+from durable.events.hub import StreamStats
 from durable.store.base import StoreHealth
+from durable.tasks.handle import to_datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +58,6 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streams:
-    """Live event streams.
-
-    Arguments:
-        subscribers: who follows a run.
-        runs: runs that are followed.
-    """
-
-    subscribers: int = 0
-    runs: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """How records came into the store.
 
@@ -106,7 +96,9 @@ class Stats:
         running: runs that hold a slot.
         queued: runs that wait for one.
         waiting: runs in hand that do neither: they wait for a time, a signal, a child or their task, or are being closed.
-        orphaned: runs whose task no imported module defines.
+        orphaned: runs whose task no imported module defines, or not in their version.
+        orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
+        recovering: runs that go on after a crash and have not yet caught up with what they had done.
         subscribers: live event streams; see `streams`, too.
         totals: what happened since the opening.
         rejections: starts that were not let in since then, by reason.
@@ -125,11 +117,13 @@ class Stats:
     queued: int
     waiting: int
     orphaned: int
+    orphans: dict[str, int]
+    recovering: int
     subscribers: int
     totals: Totals
     rejections: dict[str, int]
     dead_letters: int | None
-    streams: Streams
+    streams: StreamStats
     written: Written
     recovery: Recovery
     health: StoreHealth
@@ -138,3 +132,30 @@ class Stats:
         """The same as values that JSON has; times in ISO 8601."""
         totals = {**asdict(self.totals), "success_rate": self.totals.success_rate}
         return {**asdict(self), "started_at": self.started_at.isoformat(), "totals": totals}
+
+
+async def take_stats(given: Given, parts: Parts, *, opened_at: float, is_closing: bool) -> Stats:
+    """Look at an engine that is open."""
+    scheduler, tally = parts.scheduler, given.observing.tally
+    health, streams, loaded = given.store.health(), given.hub.statistics(), len(parts.table)
+    state: Literal["running", "degraded", "failed", "closing"] = "running" if health.state == "ok" else health.state
+    return Stats(
+        state="closing" if is_closing else state,
+        started_at=to_datetime(opened_at),
+        uptime_seconds=max(given.clock.now() - opened_at, 0.0),
+        loaded=loaded,
+        running=scheduler.running,
+        queued=scheduler.queued,
+        waiting=max(loaded - scheduler.running - scheduler.queued, 0),
+        orphaned=parts.lifecycle.orphaned,
+        orphans=parts.lifecycle.orphans,
+        recovering=scheduler.recoveries.inside + scheduler.recoveries.waiting,
+        subscribers=streams.subscribers,
+        totals=Totals.of(tally),
+        rejections=dict(tally.refusals),
+        dead_letters=await given.observing.dead_letters(),
+        streams=streams,
+        written=Written(backlog_records=health.backlog_records, batches=tally.batches, entries=tally.entries),
+        recovery=Recovery(scans=tally.scans, found=tally.found),
+        health=health,
+    )

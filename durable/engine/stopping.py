@@ -1,6 +1,6 @@
 """Stopping: how the bodies of a closing application come to their end.
 
-Law: a body that only waits is stopped at once, since nothing is lost by it; another has `shutdown_grace_seconds`, then it is cancelled, and
+Law: a body that only waits is stopped at once, since nothing is lost by it; another has the grace, then it is cancelled, and
 after `cancel_grace_seconds` left alone.
 """
 
@@ -12,10 +12,10 @@ from durable.config import EngineSettings
 from durable.engine.table import Table
 
 
-async def stop_bodies(table: Table, settings: EngineSettings) -> None:
+async def stop_bodies(table: Table, settings: EngineSettings, grace: float) -> None:
     """Wait for the bodies on the table, stop those that only wait, and after the grace all of them."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + settings.shutdown_grace_seconds
+    deadline = loop.time() + grace
     while True:
         running = [entry for entry in table if entry.task is not None]
         late = loop.time() >= deadline

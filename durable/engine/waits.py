@@ -131,7 +131,9 @@ class Mailbox:
                 if self.calls and self._oldest() == seq:
                     call = self.calls.pop(0)
                     self.taken[call] = seq
-                    attempt.services.pipeline.stage(attempt.entry, Receive(self._name, call, {seq: payload}))
+                    attempt.services.pipeline.stage(
+                        attempt.entry, Receive(self._name, call, {seq: payload}, attempt.marked())
+                    )
         except DurableError:
             return  # the attempt is over, or the store failed: the body is being stopped
         finally:

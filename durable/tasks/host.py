@@ -5,7 +5,7 @@ Law: `tasks/` and `engine/` never import each other; they meet in these protocol
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,8 +55,14 @@ class Host(Protocol):
         """Wait until the run has ended."""
         ...
 
-    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(
+        self, run_id: str, after: int, *, steps: bool = True, heartbeat: float | None = None
+    ) -> AsyncGenerator[Record]:
         """All records with a higher `seq`, first those that are there, then live ones, until the run has ended."""
+        ...
+
+    async def lacks(self, run: Run) -> str | None:
+        """What keeps the run from going on, if it is that nobody has the code of it."""
         ...
 
     def definition_of(self, name: str) -> TaskDefinition | None:

@@ -62,6 +62,14 @@ def find_task(name: str) -> TaskDefinition | None:
     return _tasks.get(name)
 
 
+def find_code(name: str, version: str | None) -> TaskDefinition | None:
+    """The code for a run of this task and version, if any imported module has it. One without a version goes with all."""
+    definition = _tasks.get(name)
+    if definition is None or version is None or definition.version in (None, version):
+        return definition
+    return None
+
+
 def all_tasks() -> list[TaskDefinition]:
     """All tasks that imported modules define."""
     return list(_tasks.values())

@@ -100,7 +100,18 @@ CASES = {
         {"status": Status.READY}, ["it waits for a slot: 3 executors that are alive know its task 'crawl' in version 'v2'"],
         placement=NOBODY._replace(executors=3),
     ),
-    "ready, in a folder": Case({"status": Status.READY}, ["it begins when the process that has this folder open"], placement=None),
+    "ready, nobody has its version": Case(
+        {"status": Status.READY},
+        ["it waits for an executor: none that is alive knows its task 'crawl' in version 'v2'",
+         "executors that are alive know that task in version 'v1', 'v3': start one with the code of its own"],
+        placement=NOBODY._replace(versions=("v3", "v1")),
+    ),
+    "ready, in a folder": Case(
+        {"status": Status.READY},
+        ["it begins when the process that has this folder open",
+         "it needs code of version 'v2' of its task 'crawl', or without a version: a process that has another one leaves it waiting"],
+        placement=None,
+    ),
     "delayed": Case({"status": Status.READY, "not_before": NOW + 60}, [f"it is not to begin before {SOON}"]),
     "between attempts": Case(
         {"status": Status.READY, "not_before": NOW + 60, "attempt": 2, "failure": FAILURE},

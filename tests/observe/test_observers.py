@@ -328,7 +328,7 @@ async def test_stats_say_what_happened_and_what_goes_on(tmp_path: Path) -> None:
     assert totals.success_rate == 0.75 and totals.records == 5 * 2 + 3 + 3 + 3 + 1
     assert (stats.state, stats.running, stats.queued, stats.loaded, stats.waiting) == ("running", 1, 0, 1, 0)
     assert (stats.dead_letters, stats.rejections, stats.recovery.scans, stats.recovery.found) == (1, {}, 1, 0)
-    assert (stats.streams.subscribers, stats.streams.runs, stats.subscribers) == (1, 1, 1)
+    assert (stats.streams.subscribers, stats.streams.streams, stats.subscribers) == (1, 1, 1)
     assert 0 <= stats.uptime_seconds < 60 and stats.health.state == "ok"
     stored = json.loads(json.dumps(stats.as_dict()))
     assert stored["totals"]["success_rate"] == 0.75 and stored["health"]["state"] == "ok"

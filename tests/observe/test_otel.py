@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -254,19 +255,32 @@ async def test_a_try_of_a_step_that_fails(collected: Collected, tmp_path: Path) 
 
 
 async def test_a_start_that_is_refused(collected: Collected, tmp_path: Path) -> None:
-    """It is counted by reason and task, and leaves no span."""
+    """It is counted by reason and task, and leaves no span; by the guard, or because the store takes nothing."""
 
     class Full(LocalStore):
-        def admit(self) -> None:
-            raise BackpressureError("enough")
+        full = False
 
-    async with Durable(Full(tmp_path), observers=[collected.observer()]) as app:
+        def admit(self) -> None:
+            if self.full:
+                raise BackpressureError("enough")
+
+    store = Full(tmp_path)
+    limits = Limits(max_starts_per_window=2, max_starts_per_user_window=1)
+    async with Durable(store, limits=limits, observers=[collected.observer()]) as app:
+        await app.start(good.options(user="one"), "a")
+        for user in ("one", "two", "three"):
+            with suppress(BackpressureError):
+                await app.start(good.options(user=user), "a")
+        store.full = True
         with pytest.raises(BackpressureError):
-            await app.start(good, "a")
-        assert sum((await app.stats()).rejections.values()) == 1
-    (counted,) = collected.metrics()["durable.guard.rejections"].items()
-    assert counted[0][1] == "observed_good" and counted[1] == 1
-    assert collected.spans("durable.task.submit") == []
+            await app.start(kid, 1)
+        assert (await app.stats()).rejections == {"user_rate": 1, "rate": 1, "store": 1}
+    assert collected.metrics()["durable.guard.rejections"] == {
+        ("user_rate", "observed_good"): 1,
+        ("rate", "observed_good"): 1,
+        ("store", "observed_kid"): 1,
+    }
+    assert len(collected.spans("durable.task.submit")) == 2
 
 
 async def test_spans_of_a_body_are_under_its_attempt(collected: Collected, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ does one of which somebody else has a row locked. What was looked at may have ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from durable.core.families import Family, families
 from durable.repository.pruning import watchers_of
@@ -14,6 +14,9 @@ from durable.store.postgres.columns import Longs, Texts, escape, unescape
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.statements import Statements
+
+#: Tells whether one of these runs is open.
+Watched = Callable[[Sequence[str]], Awaitable[bool]]
 
 #: Roots that are looked at together.
 PAGE = 500
@@ -75,15 +78,19 @@ class Pruning:
         self._families, self._open = statements.of(_FAMILIES), statements.of(_OPEN)
         self._forget, self._lost_messages = statements.of(_FORGET), statements.of(_LOST_MESSAGES)
 
-    async def prune(self, before: float, limit: int) -> int:
-        """See `Store.prune`."""
+    async def prune(self, before: float, limit: int, watched: Watched | None) -> int:
+        """See `Store.prune`.
+
+        Arguments:
+            watched: told of those who watch a family, whether one of them is open; None: they are all in this database.
+        """
         count = 0
         for statement in (self._roots, self._left):
             place = {"ended_at": float("-inf"), "run_id": ""}
             while count < limit:
                 size = min(limit - count, PAGE)
                 roots = await self._queries.ask(statement, {**place, "before": before, "limit": size})
-                count += await self._prune([run_id for _, run_id in roots], before, limit - count)
+                count += await self._prune([run_id for _, run_id in roots], before, limit - count, watched)
                 if len(roots) < size:
                     break
                 place = {"ended_at": roots[-1][0], "run_id": roots[-1][1]}
@@ -91,7 +98,7 @@ class Pruning:
             await self._queries.change(self._lost_messages, ())
         return count
 
-    async def _prune(self, roots: Sequence[str], before: float, limit: int) -> int:
+    async def _prune(self, roots: Sequence[str], before: float, limit: int, watched: Watched | None) -> int:
         """Forget the families of these roots, which are few enough for one transaction, but for one that is large by itself."""
         if not roots:
             return 0
@@ -101,7 +108,10 @@ class Pruning:
         size = 0
         for root in roots:
             family = found.get(root)  # somebody else may have been faster
-            if family is not None and family.over and size < limit and not await self._watched(family):
+            if family is None or not family.over or size >= limit:
+                continue
+            watchers = set(family.watchers).difference(map(unescape, family.run_ids))
+            if not watchers or not await (watched or self._watched)(sorted(watchers)):
                 going.append(family)
                 size += len(family.run_ids)
         if not going:
@@ -112,10 +122,9 @@ class Pruning:
         self._recent.forget(unescape(run_id) for (run_id,) in gone)
         return len(gone)
 
-    async def _watched(self, family: Family) -> bool:
-        """Whether a run that is not closed still looks to one of the family."""
-        watchers = {escape(run_id) for run_id in family.watchers}.difference(family.run_ids)
-        return bool(watchers) and bool(await self._queries.ask(self._open, {"ids": Texts([*watchers])}))
+    async def _watched(self, run_ids: Sequence[str]) -> bool:
+        """Whether one of these runs is not closed."""
+        return bool(await self._queries.ask(self._open, {"ids": Texts([escape(run_id) for run_id in run_ids])}))
 
 
 def _watchers(run_id: str, state: bytes) -> list[str]:

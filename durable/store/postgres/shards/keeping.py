@@ -1,15 +1,18 @@
 """What is asked of a store of several shards about all its runs together: how many there are, and to forget those that are over.
 
-Law: a count is of all shards, or is none. A family is on one shard, so each forgets its own, and one that is away keeps no other from it.
+Law: a count is of all shards, or is none. A family is on one shard, so each forgets its own, and one that is away keeps no other
+from it, but for what its runs may still look to.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from durable.core.query import RunFilter
+from durable.errors import RepositoryUnavailableError
 from durable.store.postgres.shards.fan import Fan
 
 
@@ -34,10 +37,18 @@ class Keeping(ABC):
         gone, failed, places = 0, [], self._fan.present()
         for place in places:
             if gone < limit:
-                ask = partial(self._fan.shards[place].prune, before, limit - gone)
+                ask = partial(self._fan.shards[place].prune, before, limit - gone, self._watched)
                 answers, failures = await self._fan.tried({place: ask})
                 gone += sum(answers.values())
                 failed += failures
         if len(failed) == len(places):
             raise failed[0]
         return gone
+
+    async def _watched(self, run_ids: Sequence[str]) -> bool:
+        """Whether one of these runs is open, or may be, for all that is known now."""
+        try:
+            found = await self._fan.all(self._fan.those_of(run_ids, lambda shard, ids: shard.read(ids)))
+        except RepositoryUnavailableError:
+            return True
+        return any(not held.run.closed for some in found for held in some.values())

@@ -1,0 +1,116 @@
+"""The 68 weaknesses that were found in `@databricks/taskflow`, by number: the test that shows that ours has it not, or why it cannot."""
+
+from __future__ import annotations
+
+CONTRACT = "tests/acceptance/test_api_contract"
+FLUSHING = "tests/store/test_local_flushing.py"
+LIMITS = "tests/acceptance/test_limits.py"
+STREAMS = "tests/acceptance/test_streams.py"
+POLICY = "tests/acceptance/test_recovery_policy.py"
+
+WEAKNESSES: dict[int, tuple[str, str]] = {
+    1: (
+        "accepted tasks are not durable",
+        "tests/acceptance/test_sigkill.py::test_no_sigkill_loses_or_repeats_anything",
+    ),
+    2: ("nothing reaches the database", f"{FLUSHING}::test_flushing_lets_go_of_what_it_flushed"),
+    3: ("not write-ahead", f"{CONTRACT}_context.py::test_an_event_is_durable_when_emit_returns"),
+    4: ("failed tasks are stored as completed", "tests/engine/test_runs.py::test_a_failed_run_tells_what_happened"),
+    5: ("sequence reuse after a crash", "tests/store/test_local_kill.py::test_nothing_acknowledged_is_lost_by_sigkill"),
+    6: ("a torn checkpoint file", "there is none: the position is a row in the transaction of what it counts"),
+    7: (
+        "a torn tail destroys the next record",
+        "tests/log/test_log_open.py::test_a_torn_tail_is_cut_kept_and_logged_once",
+    ),
+    8: ("checksums are not checked", "tests/log/test_log_format.py::test_every_flipped_bit_is_noticed"),
+    9: ("rotation loses unflushed data", "tests/log/test_log_append.py::test_segments_rotate_and_retire"),
+    10: ("checkpoint arithmetic", f"{FLUSHING}::test_the_position_counts_whole_units"),
+    11: ("a poison batch", f"{FLUSHING}::test_a_poison_record_holds_up_nobody_else"),
+    12: ("concurrent appends reorder the file", "tests/log/test_log_append.py::test_appends_of_one_turn_share_a_sync"),
+    13: ("overlapping flush passes", "tests/repository/test_sqlite.py::test_a_batch_applied_again_changes_nothing"),
+    14: ("progress is not synced", f"{CONTRACT}_context.py::test_an_event_is_durable_when_emit_returns"),
+    15: (
+        "what is stored loses names and falsy values",
+        "tests/codec/test_codec_values.py::test_value_comes_back_exactly",
+    ),
+    16: ("rotation overwrites and leaks", f"{FLUSHING}::test_flushed_segments_are_removed"),
+    17: (
+        "a failed rotation closes the log unseen",
+        "tests/log/test_log_fencing.py::test_each_call_failing_loses_nothing_and_fences",
+    ),
+    18: ("one task at a time", "tests/engine/test_runs.py::test_slots_priority_and_delay"),
+    19: ("no timeouts", "tests/engine/test_runs.py::test_timeouts_bound_steps_and_attempts"),
+    20: ("recovery never finishes", "tests/engine/test_recovery.py::test_a_run_goes_on_after_a_crash"),
+    21: (
+        "a live task executed twice in one process",
+        "tests/acceptance/test_executors.py::test_who_was_stopped_past_its_lease_writes_nothing_stale",
+    ),
+    22: (
+        "no claim across processes",
+        "tests/store/postgres/test_claims.py::test_many_claim_at_once_and_each_run_is_held_once",
+    ),
+    23: ("recovery outside slots, retries and shutdown", POLICY),
+    24: ("aborting ends in an unhandled rejection", "tests/engine/test_runs.py::test_cancel_reaches_the_body"),
+    25: ("a generator's return value is lost", f"{CONTRACT}_families.py::test_a_generator_task"),
+    26: ("a start with a key waits for a recovery", "tests/engine/test_runs.py::test_a_key_names_one_run"),
+    27: ("retries by the text of messages", f"{CONTRACT}_tasks.py::test_what_ends_the_attempts_at_once"),
+    28: ("no jitter; a crash resets attempts", POLICY),
+    29: ("exactly once is suggested", "tests/acceptance/test_sigkill.py::test_no_sigkill_loses_or_repeats_anything"),
+    30: ("dead letters in memory, slot failures only", "tests/acceptance/test_dead_letters.py"),
+    31: ("a retried dead letter is lost", "tests/acceptance/test_dead_letters.py"),
+    32: ("retries of dead letters have no bound", "tests/acceptance/test_dead_letters.py"),
+    33: ("the queue's counter leaks", LIMITS),
+    34: ("admission is linear, and users' lists stay", "tests/guard"),
+    35: ("one waiter only is woken", LIMITS),
+    36: ("names, payloads and users are not validated", f"{CONTRACT}_inputs.py::test_a_wrong_input_is_refused"),
+    37: ("a slow consumer loses the tail", STREAMS),
+    38: ("missed wake-ups", STREAMS),
+    39: ("an overflow off by one; a silent gap", STREAMS),
+    40: ("a closed stream is used again", STREAMS),
+    41: ("consumers wait for ever", STREAMS),
+    42: ("numbers begin anew in each process", STREAMS),
+    43: ("the ring evicts what is live", "tests/events"),
+    44: ("keys as labels of metrics", "tests/observe"),
+    45: ("the built package cannot start", "tests/test_readme.py"),
+    46: ("the connector is sent as JSON", "there is no second process: the store is an object of the one that commits"),
+    47: ("two settings for one path", "there is one: the folder that is opened"),
+    48: (
+        "several workers at one checkpoint",
+        "tests/log/test_log_open.py::test_a_second_open_fails_at_once_and_the_epoch_rises",
+    ),
+    49: ("persistence is switched off unseen", f"{FLUSHING}::test_a_repository_that_refuses_everything_is_away"),
+    50: ("the whole log is read at each pass", f"{FLUSHING}::test_flushing_lets_go_of_what_it_flushed"),
+    51: ("a breaker without a probe", "tests/flush/test_breaker.py::test_it_lets_one_through_when_its_time_is_up"),
+    52: ("three round trips an entry; local times", "tests/store/postgres/test_claims.py::test_a_lease_is_renewed"),
+    53: (
+        "keys without an index, no purge, no schema version",
+        "tests/repository/test_sqlite.py::test_every_index_is_used",
+    ),
+    54: ("queued tasks vanish at shutdown", "tests/acceptance/test_shutdown.py"),
+    55: (
+        "two owners of one position",
+        "one transaction writes the rows and the position: tests/repository/test_sqlite.py",
+    ),
+    56: ("a key leaks another user's run", f"{CONTRACT}_keys.py::test_find_sees_a_users_key"),
+    57: ("derived keys can be computed by others", f"{CONTRACT}_keys.py::test_find_sees_a_users_key"),
+    58: (
+        "settings in the process environment",
+        "no setting is handed to another process; a key read from a variable is never shown: tests of docs/settings.md",
+    ),
+    59: ("the grace timer outlives a reconnect", "of the web bridge, which this version does not have"),
+    60: ("disconnects are watched on the request", "of the web bridge, which this version does not have"),
+    61: ("suspended does not end a stream", f"{CONTRACT}_handles.py::test_stop_and_resume"),
+    62: ("two shapes of one payload", "of the web bridge, which this version does not have"),
+    63: ("a client without reconnect", "of the web bridge, which this version does not have"),
+    64: ("steps are known by name only", f"{CONTRACT}_tasks.py::test_two_step_functions_of_one_name"),
+    65: (
+        "recovery without the user's credentials",
+        f"{CONTRACT}_crash.py::test_a_task_that_does_not_recover_by_itself",
+    ),
+    66: ("slow readers have queues without bound", STREAMS),
+    67: (
+        "a disk of one machine with a warning only",
+        "tests/acceptance/test_executors.py::test_starts_of_one_key_from_four_processes_give_one_run",
+    ),
+    68: ("two sources of one truth", "of the web bridge, which this version does not have"),
+}
