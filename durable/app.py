@@ -48,7 +48,7 @@ class Durable:
         limits: what is let in and how much runs at once.
         config: all other settings.
         observers: what is told of records and more, in this order; see `durable.observe`. Where the process has set an OpenTelemetry
-            provider before this is made, spans and metrics need none.
+            provider before this is opened, spans and metrics need none.
         execute: False is for PostgreSQL: start and watch runs, run nothing.
         test_mode: allows what `durable.testing` needs, such as simulated crashes.
         clock: where the time comes from; tests put a virtual one here.
@@ -82,9 +82,9 @@ class Durable:
         self._execute = execute
         _check_limits(limits, execute)
         self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._observers = tuple(observers)
+        self._observers = _checked(observers)
         self._engine = Engine(
-            store, config, limits, clock, entropy, execute=execute, observers=_all_observers(self._observers)
+            store, config, limits, clock, entropy, execute=execute, find_observers=self._all_observers
         )
         if test_mode:
             #: Where `durable.testing` looks into the engine.
@@ -117,6 +117,16 @@ class Durable:
             self, target, limits=limits, config=config, observers=self._observers, test_mode=self.test_mode,
             clock=clock, entropy=entropy,
         )  # fmt: skip
+
+    def _all_observers(self) -> tuple[Observer, ...]:
+        """Those that were given, and one for OpenTelemetry where the process has set a provider: it imported the API, then."""
+        given = self._observers
+        if "opentelemetry" not in sys.modules or any(isinstance(some, Telemetry) for some in given):
+            return given
+        from durable.observe.otel import OpenTelemetry
+
+        telemetry = OpenTelemetry.of_process()
+        return given if telemetry is None else (*given, telemetry)
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
@@ -301,23 +311,17 @@ def _status(value: Status | str) -> Status:
         raise ConfigError(f"status {value!r} is none of {', '.join(Status)}", key="status") from None
 
 
-def _all_observers(given: tuple[Observer, ...]) -> tuple[Observer, ...]:
-    """Those that were given, and one for OpenTelemetry where the process has set a provider: it imported the API, then."""
+def _checked(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    given = tuple(observers)
     for some in given:
         if not isinstance(some, Observer):
             raise ConfigError(
                 f"Durable(observers=[{some!r:.100}]): an observer is an object of a subclass of durable.observe.Observer",
                 key="observers",
             )
-    tracing = sum(isinstance(some, Telemetry) for some in given)
-    if tracing > 1:
+    if sum(isinstance(some, Telemetry) for some in given) > 1:
         raise ConfigError("Durable(observers=...): one OpenTelemetry is the most there can be", key="observers")
-    if tracing or "opentelemetry" not in sys.modules:
-        return given
-    from durable.observe.otel import OpenTelemetry
-
-    telemetry = OpenTelemetry.of_process()
-    return given if telemetry is None else (*given, telemetry)
+    return given
 
 
 def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) -> Store:

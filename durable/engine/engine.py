@@ -46,11 +46,11 @@ class Engine:
 
     def __init__(
         self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy,
-        *, execute: bool = True, observers: Sequence[Observer] = (),
+        *, execute: bool = True, find_observers: Callable[[], Sequence[Observer]] = tuple,
     ) -> None:  # fmt: skip
         codec = TaggedJson(config.payload)
         register_children(codec)
-        self._observing = Observing(observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
+        self._observing = Observing(find_observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
         self._given = Given(
             store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute,
             observing=self._observing,
@@ -113,6 +113,7 @@ class Engine:
                 await self._start_up()
             except BaseException:
                 await self._given.store.close()
+                await self._observing.close()
                 raise
         except BaseException:
             self._state = "closed"

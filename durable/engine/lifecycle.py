@@ -209,7 +209,8 @@ class Lifecycle:
         self.scheduler.forget(entry)
         if run.due is not None and entry not in orphans:
             version = "" if run.version is None else f" in version {run.version!r}"
-            logger.warning("run %s waits: no imported module defines its task %r%s", run.run_id, run.task, version)
+            said = "run %s waits: no imported module defines its task %r%s"
+            logger.warning(said, run.run_id, run.task, version, extra={"run_id": run.run_id})
         orphans[entry] = None
 
     @property
@@ -267,7 +268,8 @@ class Lifecycle:
                 if not handled:
                     return
         except DurableError as error:
-            logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
+            run_id = entry.run.run_id
+            logger.error("run %s cannot be executed now: %s", run_id, error, extra={"run_id": run_id})
         finally:
             self._over(entry, task)
 
@@ -320,7 +322,7 @@ class Lifecycle:
             return
         logger.warning(
             "the body of run %s (task %s) ignores that it was stopped; it is abandoned and can record nothing more",
-            entry.run.run_id, entry.run.task,
+            entry.run.run_id, entry.run.task, extra={"run_id": entry.run.run_id},
         )  # fmt: skip
         self.abandoned.add(task)
         task.add_done_callback(self.abandoned.discard)

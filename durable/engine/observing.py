@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from typing import Any
 
@@ -34,6 +34,10 @@ _DEADLY = frozenset({Kind.FAILED, Kind.TIMED_OUT, Kind.CHILDREN_FAILED, Kind.RES
 #: They are counted at most so often, and anew when somebody asks after so long: other processes have dead letters, too.
 RECOUNT_SECONDS = 1.0
 RECOUNT_ASKED_SECONDS = 10.0
+#: How long that may take: a database that is away shall not hold up who asks for figures.
+COUNT_SECONDS = 2.0
+#: How often a reading that was disturbed is tried.
+READS_MAX = 5
 
 
 class Tally:
@@ -53,36 +57,43 @@ class Observing:
     """Tells observers.
 
     Arguments:
-        observers: who is told, in this order.
+        find_observers: who is told, in this order; asked at each opening.
         store: where dead letters are counted.
         now_going: how much is going on: (running, queued, streams).
     """
 
     def __init__(
-        self, observers: Sequence[Observer], *, codec: Codec, clock: Clock, store: Store,
+        self, find_observers: Callable[[], Sequence[Observer]], *, codec: Codec, clock: Clock, store: Store,
         now_going: Callable[[], tuple[int, int, int]],
     ) -> None:  # fmt: skip
         self.tally = Tally()
-        self._observers = tuple(observers)
+        self._find_observers = find_observers
         self._codec = codec
         self._clock = clock
         self._store = store
         self._now_going = now_going
-        self._telemetry = next((some for some in observers if isinstance(some, Telemetry)), None)
-        self._told = [some for some in observers if type(some).on_record is not Observer.on_record]
-        self._around = [some for some in observers if type(some).attempt is not Observer.attempt]
+        self._observers: Sequence[Observer] = ()
+        self._telemetry: Telemetry | None = None
+        #: Those who want to be told of records, and to stand around bodies.
+        self._told: list[Observer] = []
+        self._around: list[Observer] = []
         self._complained: set[tuple[type, str]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dead = 0
         self._counted_at = 0.0
         self._recounting: asyncio.Task[None] | None = None
         self._recount_wanted = False
+        self._going = (0, 0, 0)
 
     # --- opening and closing ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Before the store is opened."""
+        """Before the store is opened, and before the parts are made that tell what they do."""
+        observers = self._observers = tuple(self._find_observers())
         self.tally = Tally()
+        self._telemetry = next((some for some in observers if isinstance(some, Telemetry)), None)
+        self._told = [some for some in observers if type(some).on_record is not Observer.on_record]
+        self._around = [some for some in observers if type(some).attempt is not Observer.attempt]
         if hasattr(self._store, "on_flush"):
             self._store.on_flush = self.flushed
 
@@ -129,7 +140,11 @@ class Observing:
                 loop.call_soon_threadsafe(self._recount)
             except RuntimeError:
                 self._loop = None  # the loop was closed, and the application was not
-        running, queued, streams = self._now_going()
+        for _ in range(READS_MAX):
+            with suppress(RuntimeError):  # it is another thread that asks, and what it counts changed meanwhile
+                self._going = self._now_going()
+                break
+        running, queued, streams = self._going
         return Gauges(running=running, queued=queued, streams=streams, dead_letters=self._dead)
 
     def _recount(self) -> None:
@@ -151,9 +166,10 @@ class Observing:
     async def dead_letters(self) -> int | None:
         """How many dead letters the store has; None where it cannot be asked now."""
         try:
-            return await self._store.count(RunFilter(dead=True))
-        except DurableError as error:
-            logger.warning("dead letters cannot be counted now: %s", error)
+            async with asyncio.timeout(COUNT_SECONDS):
+                return await self._store.count(RunFilter(dead=True))
+        except (DurableError, TimeoutError) as error:
+            logger.warning("dead letters cannot be counted now: %r", error)
             return None
 
     # --- records ----------------------------------------------------------------------------------------------------------------
@@ -181,7 +197,11 @@ class Observing:
         return publish_and_tell
 
     def _tell(self, run: Run, record: Record) -> None:
-        observed, event = _observed(run), to_event(record, self._codec)
+        try:
+            observed, event = _observed(run), to_event(record, self._codec)
+        except Exception:  # a value that cannot be shown is no reason to stop who wrote it
+            logger.exception("record %d of run %s cannot be told", record.seq, run.run_id, extra={"run_id": run.run_id})
+            return
         for some in self._told:
             self._call(some, "on_record", observed, event)
 

@@ -309,5 +309,5 @@ class Flusher:
         logger.error(
             "the repository refuses run %s, records %d to %d (from unit %d of the log on): %s. The run goes on and stays readable; it "
             "is withheld from the repository until the store is opened again, and the log is kept from there on",
-            run_id, rows[0][1], rows[-1][1], rows[0][2], error,
+            run_id, rows[0][1], rows[-1][1], rows[0][2], error, extra={"run_id": run_id},
         )  # fmt: skip

@@ -54,7 +54,7 @@ class Refusal:
     Arguments:
         task_name: the task that was to be started.
         user: for whom.
-        reason: why, in a word.
+        reason: `rate`, `user_rate`, `queue`, `slot_timeout`, `closing` (while it waited for a slot), or `store` (which takes no new runs).
     """
 
     task_name: str

@@ -1,6 +1,6 @@
 """A process that sets its OpenTelemetry providers, as an application of its own would, and is killed in a body, or goes on with it.
 
-    python -m tests.observe.crashing FOLDER
+    python -m tests.observe.crashing STORE
 
 Each line that it prints is JSON: what was seen in the process, then the spans and metrics that the SDK collected.
 """
@@ -19,7 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from durable import Context, Durable, step, task
+from durable import Config, Context, Durable, step, task
+from durable.config import PostgresSettings
 
 
 def tell(**values: Any) -> None:
@@ -53,13 +54,13 @@ def span_json(span: ReadableSpan) -> dict[str, Any]:
     }
 
 
-async def main(folder: str) -> None:
+async def main(store: str) -> None:
     exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     metrics.set_meter_provider(MeterProvider([reader]))
-    async with Durable(folder) as app:
+    async with Durable(store, config=Config(postgres=PostgresSettings(lease_seconds=1.0))) as app:
         handle = await app.find("killed")
         if handle is None:
             with trace.get_tracer("caller").start_as_current_span("caller"):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
+import psycopg
 import pytest
+from opentelemetry import baggage
+from opentelemetry.context import attach, detach
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
 
 from durable import (
     BackpressureError,
@@ -243,19 +255,32 @@ async def test_a_try_of_a_step_that_fails(collected: Collected, tmp_path: Path) 
 
 
 async def test_a_start_that_is_refused(collected: Collected, tmp_path: Path) -> None:
-    """It is counted by reason and task, and leaves no span."""
+    """It is counted by reason and task, and leaves no span; by the guard, or because the store takes nothing."""
 
     class Full(LocalStore):
-        def admit(self) -> None:
-            raise BackpressureError("enough")
+        full = False
 
-    async with Durable(Full(tmp_path), observers=[collected.observer()]) as app:
+        def admit(self) -> None:
+            if self.full:
+                raise BackpressureError("enough")
+
+    store = Full(tmp_path)
+    limits = Limits(max_starts_per_window=2, max_starts_per_user_window=1)
+    async with Durable(store, limits=limits, observers=[collected.observer()]) as app:
+        await app.start(good.options(user="one"), "a")
+        for user in ("one", "two", "three"):
+            with suppress(BackpressureError):
+                await app.start(good.options(user=user), "a")
+        store.full = True
         with pytest.raises(BackpressureError):
-            await app.start(good, "a")
-        assert sum((await app.stats()).rejections.values()) == 1
-    (counted,) = collected.metrics()["durable.guard.rejections"].items()
-    assert counted[0][1] == "observed_good" and counted[1] == 1
-    assert collected.spans("durable.task.submit") == []
+            await app.start(kid, 1)
+        assert (await app.stats()).rejections == {"user_rate": 1, "rate": 1, "store": 1}
+    assert collected.metrics()["durable.guard.rejections"] == {
+        ("user_rate", "observed_good"): 1,
+        ("rate", "observed_good"): 1,
+        ("store", "observed_kid"): 1,
+    }
+    assert len(collected.spans("durable.task.submit")) == 2
 
 
 async def test_spans_of_a_body_are_under_its_attempt(collected: Collected, tmp_path: Path) -> None:
@@ -285,6 +310,65 @@ async def test_spans_of_a_body_are_under_its_attempt(collected: Collected, tmp_p
     assert parent_id(collected.span("in body")) == span_id(handlers[0])
     assert parent_id(collected.span("in step")) == span_id(collected.span("in body"))
     assert parent_id(collected.span("in thread")) == span_id(handlers[1])
+
+
+async def test_the_trace_of_who_calls_comes_along_and_its_baggage_does_not(
+    collected: Collected, tmp_path: Path
+) -> None:
+    """A remote parent with a state: both are those of the attempt; baggage may hold what nobody wants to be stored."""
+    there = SpanContext(0xABC, 0xDEF, True, TraceFlags(TraceFlags.SAMPLED), TraceState([("vendor", "x=1")]))
+    seen: list[object] = []
+
+    @task(name="observed_remote")
+    async def remote() -> None:
+        seen.append(dict(baggage.get_all()))
+
+    async with Durable(tmp_path, observers=[collected.observer()]) as app:
+        token = attach(baggage.set_baggage("who", SECRET, set_span_in_context(NonRecordingSpan(there))))
+        handle = await app.start(remote)
+        detach(token)
+        await handle
+        (created, *_) = [event async for event in handle.events()]
+    assert seen == [{}] and SECRET not in repr(created)
+    submit, attempt = collected.span("durable.task.submit"), collected.span("durable.task.execute")
+    assert parent_id(submit) == there.span_id
+    for span in (submit, attempt):
+        assert span.context is not None
+        assert (span.context.trace_id, span.context.trace_state) == (there.trace_id, there.trace_state)
+
+
+async def test_a_start_in_the_callers_transaction_is_traced(collected: Collected, postgres_database: str) -> None:
+    """Whoever executes it, the attempt is under the start."""
+    async with Durable(postgres_database, observers=[collected.observer()]) as app:
+        async with await psycopg.AsyncConnection.connect(postgres_database) as connection:
+            handle = await app.start(good, "a", connection=connection)
+        assert await handle == "A"
+    submit = collected.span("durable.task.submit", run_id=handle.run_id)
+    assert parent_id(collected.span("durable.task.execute", run_id=handle.run_id)) == span_id(submit)
+    assert collected.metrics()["durable.flush.entries"]["commit",] >= 3, "what others wrote is theirs to count"
+
+
+async def test_a_run_that_is_tried_again_by_hand_links_too(collected: Collected, tmp_path: Path) -> None:
+    """Whatever lets a run go on, its attempts are a chain."""
+    broken = [True]
+
+    @task(name="observed_mended")
+    async def mended() -> str:
+        if broken:
+            raise ValueError(SECRET)
+        return "mended"
+
+    async with Durable(tmp_path, observers=[collected.observer()]) as app:
+        handle = await app.start(mended)
+        with pytest.raises(RunFailedError):
+            await handle
+        broken.clear()
+        await handle.retry()
+        assert await handle == "mended"
+        while collected.metrics()["durable.dlq.size"] != {(): 0}:
+            await asyncio.sleep(0.01)
+    first, second = collected.spans("durable.task.execute")
+    assert [link.context.span_id for link in second.links] == [span_id(first)]
 
 
 async def test_a_family_is_one_trace(collected: Collected, tmp_path: Path) -> None:
