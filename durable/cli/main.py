@@ -95,7 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         help="that defines the tasks, as in pkg.tasks or pkg/tasks.py; APP is a Durable object in it, whose store and settings hold where "
         "no option says otherwise",
     )  # fmt: skip
-    command.add_argument("--concurrency", type=_count, metavar="N", help="runs that execute at once (default 1000)")
+    command.add_argument(
+        "--concurrency",
+        type=_count,
+        metavar="N",
+        help="runs that this process executes at once (default: limits.max_running)",
+    )
     command.add_argument(
         "--lease",
         type=_seconds,
