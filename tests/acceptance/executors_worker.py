@@ -40,17 +40,21 @@ def note(word: str) -> str:
 
 
 def settings(
-    schema: str, *, lease: float = 1.5, max_running: int = 50, poll: float = 1.0, grace: float = 0.2, **limits: Any
+    schema: str, *, lease: float = 1.5, concurrency: int = 50, poll: float = 1.0, grace: float = 0.2, **limits: Any
 ) -> Any:
     """Of an application, as its keyword arguments."""
     return {
         "config": Config(
             postgres=PostgresSettings(schema=schema, lease_seconds=lease, poll_seconds=poll),
             engine=EngineSettings(
-                max_recoveries=100_000, shutdown_grace_seconds=grace, cancel_grace_seconds=1.0, idle_seconds=0.1
+                max_recoveries=100_000,
+                shutdown_grace_seconds=grace,
+                cancel_grace_seconds=1.0,
+                idle_seconds=0.1,
+                concurrency=concurrency,
             ),
         ),
-        "limits": Limits(max_running=max_running, **limits),
+        "limits": Limits(**limits),
     }
 
 
