@@ -185,7 +185,7 @@ SETTINGS: list[Row] = [
     (
         "eventLog.retentionCount",
         "durable.log.retention",
-        "a segment goes when the repository has all of it, never by count: tests/log/test_log_retire.py::test_the_segment_of_the_last_durable_record_stays",
+        "it goes when all of it is in the tables: tests/log/test_log_retire.py::test_the_segment_of_the_last_durable_record_stays",
     ),
     ("repository.type, database", "Durable", f"{CONTRACT}.py::test_targets"),
     ("repository.connector", "PostgresSettings", f"{CONTRACT}.py::test_targets"),
