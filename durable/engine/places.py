@@ -77,6 +77,8 @@ class SharedPlaces:
     def change(self, limits: Limits) -> None:
         """From now on there are so many. What is taken stays taken."""
         self._most, self._most_of_user = limits.max_running, limits.max_running_per_user
+        for scope in (self._all, *self._users.values()):
+            scope.lacking = False  # there may be more of them
 
     async def open(self) -> None:
         """Take some in advance."""
