@@ -53,7 +53,10 @@ class Entrance:
             return None
         run = Run(run_id, user=create.user, priority=create.priority, created_at=self._clock.now())
         entry = Entry(run, current_identity.get())
-        asked = StartAsked(run_id, create.user, not create.delay and not scheduler.try_slot(entry))
+        has_slot = bool(create.delay) or scheduler.try_slot(entry)
+        if not has_slot and gate.bounds_queue:
+            has_slot = await scheduler.seek_slot(entry)
+        asked = StartAsked(run_id, create.user, not has_slot)
         try:
             if asked.waits and gate.slot_timeout is not None:
                 gate.foresee(asked, create.task)

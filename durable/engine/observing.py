@@ -20,11 +20,13 @@ from durable.core.decide import decide
 from durable.core.query import RunFilter
 from durable.core.records import Call, Kind, Record
 from durable.core.run import Run
+from durable.core.status import Status
 from durable.engine.entry import Unit
 from durable.engine.pipeline import Commit, Decide
 from durable.errors import DurableError
 from durable.observe.observer import Batch, Gauges, ObservedAttempt, ObservedRun, Observer, Refusal, Scan, Telemetry
 from durable.store.base import Store
+from durable.store.shared import is_shared
 from durable.tasks.handle import to_datetime, to_event
 
 logger = logging.getLogger("durable.observe")
@@ -79,7 +81,7 @@ class Observing:
         self._around: list[Observer] = []
         self._complained: set[tuple[type, str]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._dead = 0
+        self._dead = self._waiting = 0
         self._counted_at = 0.0
         self._recounting: asyncio.Task[None] | None = None
         self._recount_wanted = False
@@ -145,6 +147,8 @@ class Observing:
                 self._going = self._now_going()
                 break
         running, queued, streams = self._going
+        if is_shared(self._store):
+            queued = self._waiting
         return Gauges(running=running, queued=queued, streams=streams, dead_letters=self._dead)
 
     def _recount(self) -> None:
@@ -161,15 +165,28 @@ class Observing:
     async def _count_dead(self) -> None:
         counted = await self.dead_letters()
         self._dead = self._dead if counted is None else counted
+        if is_shared(self._store):
+            self._waiting = await self.queued(self._waiting)
         self._counted_at = self._clock.monotonic()
 
     async def dead_letters(self) -> int | None:
         """How many dead letters the store has; None where it cannot be asked now."""
+        return await self._count("dead letters", RunFilter(dead=True))
+
+    async def queued(self, here: int) -> int:
+        """How many runs wait for a slot: of a store that is shared, in all of it; else, or where it cannot be asked now, `here`."""
+        if not is_shared(self._store):
+            return here
+        ready = RunFilter(status=frozenset({Status.READY}), due_by=self._clock.now())
+        counted = await self._count("runs that wait", ready)
+        return here if counted is None else counted
+
+    async def _count(self, what: str, wanted: RunFilter) -> int | None:
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                return await self._store.count(RunFilter(dead=True))
+                return await self._store.count(wanted)
         except (DurableError, TimeoutError) as error:
-            logger.warning("dead letters cannot be counted now: %r", error)
+            logger.warning("%s cannot be counted now: %r", what, error)
             return None
 
     # --- records ----------------------------------------------------------------------------------------------------------------

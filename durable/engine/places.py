@@ -126,6 +126,26 @@ class SharedPlaces:
                 self.found()  # others of the kind may wait in the store
         self._sort_later()
 
+    async def seek(self, user: str | None) -> bool:
+        """See `Places.seek`."""
+        missing = [scope for scope in self._scopes(user) if self._room(scope) <= 0]
+        if self._closed or not missing or any(scope.lacking for scope in missing):
+            return False
+        for scope in missing:
+            self._want(scope)
+        while self._speaking is not None and any(scope.asking for scope in missing):
+            await asyncio.wait((self._speaking,))
+        return not any(scope.lacking or scope.asking for scope in missing)
+
+    def is_missed(self, user: str | None) -> bool:
+        """See `Places.is_missed`."""
+        return any(scope.lacking for scope in self._scopes(user))
+
+    @property
+    def some_missed(self) -> bool:
+        """See `Places.some_missed`."""
+        return any(scope.lacking for scope in (self._all, *self._users.values()))
+
     @property
     def room(self) -> int:
         """How many more runs there may be places for: those that are held, or, where more may be had, some that are not yet."""
@@ -164,7 +184,7 @@ class SharedPlaces:
 
     def look(self) -> None:
         """There may be places that were not there."""
-        if any(scope.lacking for scope in (self._all, *self._users.values())):
+        if self.some_missed:
             self._look_later(NOTICE_SECONDS)
 
     def forget(self) -> None:

@@ -67,7 +67,7 @@ class Residence:
     def paused(self, entry: Entry) -> None:
         """The body begins to wait for a time, a signal or a child."""
         self._paused[entry] = self._loop.time()
-        if self.scheduler.queued:
+        if self.scheduler.wanted:
             self._look_later()
         elif len(self._paused) > self._settings.idle_runs_max + self.scheduler.running:
             self._make_room(len(self._paused) - self._settings.idle_runs_max - self.scheduler.running)
@@ -81,7 +81,7 @@ class Residence:
         """It is on record that a call of the body waits, until this wall-clock time if that is known."""
         if until is not None and entry in self._paused and self._is_long(until):
             self._long[entry] = None
-            if self.scheduler.queued:
+            if self.scheduler.wanted:
                 self._look_soon()
 
     def _is_long(self, until: float) -> bool:
@@ -114,12 +114,12 @@ class Residence:
         if self.scheduler.closed:
             return
         helpful = (entry for entry in self._long if self.scheduler.frees_for_others(entry))
-        for entry in list(itertools.islice(helpful, self.scheduler.queued)):
+        for entry in list(itertools.islice(helpful, self.scheduler.wanted)):
             del self._long[entry]
             until = entry.execution.wakes_at if entry.execution is not None else None
             if until is not None and self._is_long(until):
                 self._free(entry)
-        wanted = self.scheduler.queued
+        wanted = self.scheduler.wanted
         if wanted and self._paused:
             self._free_oldest(wanted)
             if self._paused:

@@ -69,8 +69,18 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Runs that wait for a slot."""
-        return len(self._queue) + self.elsewhere
+        """About how many runs wait for a slot."""
+        return self.queued_here + self.elsewhere
+
+    @property
+    def queued_here(self) -> int:
+        """Runs in this process's hands that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def wanted(self) -> int:
+        """About how many slots runs wait for."""
+        return max(self.queued, self._places.some_missed)
 
     @property
     def starts_waiting(self) -> int:
@@ -219,7 +229,15 @@ class Scheduler:
 
     def frees_for_others(self, entry: Entry) -> bool:
         """Whether a run that waits could begin if this one gave its slot up."""
-        return self.elsewhere > 0 or self._queue.ready > 0 or self._queue.is_aside(entry.run.user)
+        user = entry.run.user
+        return self.elsewhere > 0 or self._queue.ready > 0 or self._queue.is_aside(user) or self._places.is_missed(user)
+
+    async def seek_slot(self, entry: Entry) -> bool:
+        """Take a slot for a run that begins at once, if there is one after what is soon known."""
+        while not self.try_slot(entry):
+            if not await self._places.seek(entry.run.user):
+                return False
+        return True
 
     def _is_free(self, entry: Entry) -> bool:
         if entry.awaited:

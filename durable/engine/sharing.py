@@ -232,6 +232,7 @@ class Sharing:
 
     def _hand_back(self, user: str | None) -> None:
         """There is no place for this user, or for anybody: what waits here for one may begin elsewhere."""
+        self._residence.crowded()  # who only waits may have one
         waiting = [entry for entry in self.table if entry.place and (user is None or entry.run.user == user)]
         if any([self._residence.hand_back(entry) for entry in waiting]):
             self.store.notify(work=True)

@@ -94,7 +94,7 @@ class Stats:
         uptime_seconds: how long ago that was.
         loaded: runs that this process has in hand.
         running: runs that hold a slot.
-        queued: runs that wait for one.
+        queued: runs that wait for one; of a store that is shared, in all of it.
         waiting: runs in hand that do neither: they wait for a time, a signal, a child or their task, or are being closed.
         orphaned: runs whose task no imported module defines, or not in their version.
         orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
@@ -145,8 +145,8 @@ async def take_stats(given: Given, parts: Parts, *, opened_at: float, is_closing
         uptime_seconds=max(given.clock.now() - opened_at, 0.0),
         loaded=loaded,
         running=scheduler.running,
-        queued=scheduler.queued,
-        waiting=max(loaded - scheduler.running - scheduler.queued, 0),
+        queued=await given.observing.queued(scheduler.queued),
+        waiting=max(loaded - scheduler.running - scheduler.queued_here, 0),
         orphaned=parts.lifecycle.orphaned,
         orphans=parts.lifecycle.orphans,
         recovering=scheduler.recoveries.inside + scheduler.recoveries.waiting,

@@ -35,6 +35,19 @@ class Places(Protocol):
         """Give a place back."""
         ...
 
+    async def seek(self, user: str | None) -> bool:
+        """Wait for what is known soon: whether there is a place for this user after all. False: there is none, as far as is known."""
+        ...
+
+    def is_missed(self, user: str | None) -> bool:
+        """Whether a run that waits where nobody here sees it could have the place of a run of this user."""
+        ...
+
+    @property
+    def some_missed(self) -> bool:
+        """Whether that is so of any user."""
+        ...
+
 
 class LocalPlaces:
     """The places of one process. It is changed, and asked, on one event loop."""
@@ -81,3 +94,16 @@ class LocalPlaces:
                 self._by_user[user] = own
             else:
                 del self._by_user[user]
+
+    async def seek(self, user: str | None) -> bool:
+        """All is known here."""
+        return False
+
+    def is_missed(self, user: str | None) -> bool:
+        """All who wait are seen here."""
+        return False
+
+    @property
+    def some_missed(self) -> bool:
+        """The same."""
+        return False
