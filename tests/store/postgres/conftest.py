@@ -11,6 +11,8 @@ import pytest
 from durable.config import PostgresSettings
 from durable.store import PostgresStore
 
+from .counting import InMemory, OnPostgres, Place
+
 Opener = Callable[..., Awaitable[PostgresStore]]
 
 
@@ -46,3 +48,15 @@ def postgres_schemas(postgres_url: str, postgres_schema: str) -> Iterator[list[s
     with psycopg.connect(postgres_url, autocommit=True, options="-c lock_timeout=10s") as connection:
         for name in names:
             connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE".encode())
+
+
+@pytest.fixture(params=["postgres", "shards", "memory"])
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    made: Place
+    if request.param == "memory":
+        made = InMemory()
+    else:
+        schemas = request.getfixturevalue("postgres_schemas")
+        made = OnPostgres(request.getfixturevalue("postgres_url"), schemas[: 1 if request.param == "postgres" else 3])
+    yield made
+    await made.close()

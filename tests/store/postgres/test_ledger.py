@@ -1,146 +1,26 @@
-"""Limits that all processes count together: the same tests for one PostgreSQL, for several, and for the store of the simulations."""
+"""Starts that all processes count together: the same tests for one PostgreSQL, for several, and for the store of the simulations."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
-import psycopg
 import pytest
 
-from durable.clock import SYSTEM_CLOCK
-from durable.config import PostgresSettings
 from durable.core.records import Kind
 from durable.core.status import Status
 from durable.errors import RepositoryUnavailableError
-from durable.store import PostgresStore
 from durable.store.postgres.shards.store import ShardedStore
-from durable.store.shared import Notice, SharedStore, StartAsked, StartBounds, StartRefused
+from durable.store.shared import SharedStore, StartAsked, StartBounds, StartRefused
 from durable.testing.samples import NOW, created, finished, number_of, record, run_id
-from durable.testing.shared import SharedDatabase, SharedMemoryStore
 
-from .conftest import Opener
+from .counting import HOUR, OnPostgres, Place, asked, reasons
 from .parcels import TASK, begun, parcel
 
-#: Long enough for no test to take a part of it that matters.
-HOUR = 3600.0
 RATE = StartBounds(starts=3, starts_per_user=None, window=HOUR, queued=None)
 PER_USER = RATE._replace(starts=None, starts_per_user=2)
 QUEUE = RATE._replace(starts=None, queued=3)
-
-
-class Hands:
-    """A clock that is put forward; it begins where the wall clock is."""
-
-    def __init__(self) -> None:
-        self.passed = 0.0
-
-    def now(self) -> float:
-        return SYSTEM_CLOCK.now() + self.passed
-
-    def monotonic(self) -> float:
-        return SYSTEM_CLOCK.monotonic()
-
-
-class Place:
-    """Where several stores are open at once, each as a process would have it."""
-
-    def __init__(self) -> None:
-        self.stores: list[SharedStore] = []
-
-    async def store(self, **settings: Any) -> SharedStore:
-        """One more, which is no executor yet."""
-        store = self.make(**settings)
-        self.stores.append(store)
-        await store.open()
-        return store
-
-    async def executor(self, **settings: Any) -> SharedStore:
-        store = await self.store(**settings)
-        await store.enroll(TASK)
-        return store
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
-
-    def make(self, **settings: Any) -> SharedStore:
-        raise NotImplementedError
-
-    async def pass_by(self, seconds: float) -> None:
-        """Let time go by, for starts."""
-        raise NotImplementedError
-
-    async def expire(self, executor: SharedStore) -> None:
-        """Let a lease have passed."""
-        raise NotImplementedError
-
-
-class OnPostgres(Place):
-    def __init__(self, url: str, schemas: Sequence[str]) -> None:
-        super().__init__()
-        self.url, self.schemas = url, schemas
-
-    def make(self, **settings: Any) -> SharedStore:
-        shards = [PostgresStore(self.url, PostgresSettings(schema=each, **settings)) for each in self.schemas]
-        return shards[0] if len(shards) == 1 else ShardedStore(shards)
-
-    async def sql(self, query: str, *values: object) -> list[Any]:
-        """Say the same in all schemas; the rows of all."""
-        rows: list[Any] = []
-        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-            for schema in self.schemas:
-                cursor = await connection.execute(query.replace("{s}", schema).encode(), values)
-                rows += await cursor.fetchall() if cursor.description else []
-        return rows
-
-    async def pass_by(self, seconds: float) -> None:
-        await self.sql("UPDATE {s}.starts SET at = at - %s, until = until - %s", seconds, seconds)
-        await self.sql("UPDATE {s}.announced SET at = at - %s", seconds)
-
-    async def expire(self, executor: SharedStore) -> None:
-        ids = executor.executor_id.split(",")
-        past = "UPDATE {s}.executors SET expires_at = clock_timestamp() - interval '1 s' WHERE executor_id = ANY(%s)"
-        await self.sql(past, ids)
-
-
-class InMemory(Place):
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = Hands()
-        self.database = SharedDatabase(clock=self.clock)
-
-    def make(self, **settings: Any) -> SharedStore:
-        return SharedMemoryStore(self.database)
-
-    async def pass_by(self, seconds: float) -> None:
-        self.clock.passed += seconds
-
-    async def expire(self, executor: SharedStore) -> None:
-        self.database.executors[executor.executor_id] = (0.0, TASK)
-
-
-@pytest.fixture(params=["postgres", "shards", "memory"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    made: Place
-    if request.param == "memory":
-        made = InMemory()
-    else:
-        schemas = request.getfixturevalue("postgres_schemas")
-        made = OnPostgres(request.getfixturevalue("postgres_url"), schemas[: 1 if request.param == "postgres" else 3])
-    yield made
-    await made.close()
-
-
-def asked(*numbers: int, user: str | None = None, waits: bool = False) -> list[StartAsked]:
-    return [StartAsked(run_id(number), user, waits) for number in numbers]
-
-
-def reasons(decided: list[StartRefused | None]) -> list[str | None]:
-    return [None if each is None else each.reason for each in decided]
 
 
 # -- starts
@@ -341,131 +221,6 @@ async def test_the_queue_is_never_longer_than_it_may_be(place: Place) -> None:
     finally:
         taking.cancel()
     assert let_in >= 30
-
-
-# -- places
-
-
-async def test_never_more_places_than_there_are(place: Place) -> None:
-    one, two, three = [await place.executor() for _ in range(3)]
-    assert await one.take_places({"": (4, 10), "=ann": (1, 2)}) == {"": 4, "=ann": 1}
-    assert await two.take_places({"": (4, 10), "=ann": (5, 2)}) == {"": 4, "=ann": 1}
-    assert await three.take_places({"": (4, 10), "=ann": (1, 2)}) == {"": 2, "=ann": 0}
-    assert await one.take_places({"": (1, 10)}) == {"": 0}
-    await two.give_places({"": 3})
-    assert await three.take_places({"": (2, 10)}) == {"": 2}
-    assert await one.take_places({"": (1, 9)}) == {"": 0}, "a smaller bound holds for who takes next"
-    assert await one.take_places({"": (5, 10)}) == {"": 1}
-    await one.give_places({"": 5, "=ann": 1})
-    await one.give_places({"": 1})
-    assert await three.take_places({"": (9, 10), "=ann": (9, 2)}) == {"": 5, "=ann": 1}
-
-
-async def test_places_go_with_the_executor(place: Place) -> None:
-    """When it leaves, becomes another, or its lease has passed, swept or not; and who is none has none."""
-    one, two = await place.executor(), await place.executor()
-    everything = {"": (10, 10)}
-    assert await (await place.store()).take_places(everything) == {"": 0}
-    assert await one.take_places(everything) == {"": 10}
-    await one.leave()
-    assert await one.take_places(everything) == {"": 0}
-    assert await two.take_places(everything) == {"": 10}
-    await two.enroll(TASK)
-    await one.enroll(TASK)
-    assert await one.take_places(everything) == {"": 10}
-    await place.expire(one)
-    assert await one.take_places(everything) == {"": 0}
-    assert await two.take_places({"": (4, 10)}) == {"": 4}
-    await two.sweep()
-    assert await two.take_places({"": (6, 10)}) == {"": 6}
-    await one.give_places({"": 10})
-    assert await two.take_places({"": (1, 10)}) == {"": 0}
-
-
-async def test_others_hear_that_places_were_given_back(place: Place) -> None:
-    one, two = await place.executor(), await place.executor()
-    heard: list[Notice] = []
-    came = asyncio.Event()
-
-    def hear(notice: Notice) -> None:
-        heard.append(notice)
-        came.set()
-
-    for store in (one, two):
-        store.listen(hear if store is two else lambda notice: None)
-    assert await one.take_places({"": (3, 3)}) == {"": 3}
-    async with asyncio.timeout(30):
-        while not any(each.work and each.runs == frozenset() for each in heard):
-            came.clear()
-            await one.give_places({"": 1})
-            await one.take_places({"": (1, 3)})
-            await asyncio.wait_for(came.wait(), 10)
-
-
-async def test_random_places_against_a_table(place: Place) -> None:
-    """Executors come, go, take and give, in turn; each time they get what a table of all says."""
-    draw = random.Random(7)
-    crew = [await place.executor() for _ in range(3)]
-    names = ("", "=a", "=b")
-    bound = dict.fromkeys(names, 6)
-    held = [dict.fromkeys(names, 0) for _ in crew]
-    for _ in range(120):
-        who = draw.randrange(3)
-        match draw.choice("ttttggggebl"):
-            case "t":
-                wanted = {name: draw.randint(1, 4) for name in names if draw.random() < 0.7}
-                got = await crew[who].take_places({name: (count, bound[name]) for name, count in wanted.items()})
-                for name, count in wanted.items():
-                    free = bound[name] - sum(each[name] for each in held)
-                    assert got[name] == max(min(count, free), 0)
-                    held[who][name] += got[name]
-            case "g":
-                given = {name: draw.randint(1, held[who][name]) for name in names if held[who][name]}
-                await crew[who].give_places(given)
-                for name, count in given.items():
-                    held[who][name] -= count
-            case "b":
-                bound[draw.choice(names)] = draw.randint(1, 9)
-            case kind:
-                await (crew[who].enroll(TASK) if kind == "e" else crew[who].leave())
-                if kind == "l":
-                    await crew[who].enroll(TASK)
-                held[who] = dict.fromkeys(names, 0)
-
-
-async def test_places_are_never_taken_twice_at_once(place: Place) -> None:
-    """Six executors take and give as fast as they can; what all have at any time is what there is."""
-    crew = [await place.executor() for _ in range(6)]
-    out = highest = 0
-
-    async def work(store: SharedStore, seed: int) -> None:
-        nonlocal out, highest
-        draw = random.Random(seed)
-        for _ in range(25):
-            got = (await store.take_places({"": (draw.randint(1, 3), 5)}))[""]
-            out += got
-            highest = max(highest, out)
-            assert out <= 5
-            await asyncio.sleep(0)
-            if got:
-                out -= got
-                await store.give_places({"": got})
-
-    await asyncio.gather(*(work(store, seed) for seed, store in enumerate(crew)))
-    assert highest == 5
-
-
-async def test_what_was_asked_for_without_an_answer_is_set_right(open_postgres: Opener, store: PostgresStore) -> None:
-    """Who no longer waits for the answer holds what it has been told; the next that it says of places sets that right."""
-    other = await open_postgres()
-    await other.enroll(TASK)
-    taking = asyncio.create_task(store.take_places({"": (3, 3)}))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    taking.cancel()
-    await asyncio.gather(taking, return_exceptions=True)
-    await store.take_places({"=ann": (1, 1)})
-    assert await other.take_places({"": (3, 3)}) == {"": 3}
 
 
 # -- away

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from typing import Any
 
 import psycopg
@@ -12,7 +13,13 @@ import pytest
 
 from durable.errors import RepositoryUnavailableError, StoreFormatError, StoreMismatchError
 from durable.store.postgres.migrations import SCHEMA_VERSION, grants, migrate, verify
+from durable.store.postgres.migrations import statement as in_schema
 
+#: What is asked of the ledger.
+COUNTING = (
+    "SELECT * FROM {0}.let_in('{{a}}', '{{u}}', '{{t}}', 1, 1, 60, 1, 0, '{{}}')",
+    "SELECT * FROM {0}.hold_places('me', 1, '{{n}}', '{{1}}', '{{1}}', '{{1}}')",
+)
 Sql = Any  # a function that runs one statement as the owner
 
 
@@ -172,6 +179,8 @@ def test_an_executor_works_and_changes_no_table(
             assert not allowed(postgres_url, role, statement.format(f"{postgres_schema}.{table}")), (table, statement)
     for sequence in relations(owner, postgres_schema, "S"):
         assert allowed(postgres_url, role, f"SELECT nextval('{postgres_schema}.{sequence}')")
+    for call in COUNTING:
+        assert allowed(postgres_url, role, call.format(postgres_schema)), call
     assert not allowed(postgres_url, role, f"CREATE TABLE {postgres_schema}.mine (i int)")
     run(postgres_url, migrate, postgres_schema, role)  # nothing to do is done without rights
     run(postgres_url, verify, postgres_schema, role)
@@ -190,7 +199,27 @@ def test_a_reader_only_reads(
             assert not allowed(postgres_url, role, statement.format(name)), (table, statement)
     for sequence in relations(owner, postgres_schema, "S"):
         assert not allowed(postgres_url, role, f"SELECT nextval('{postgres_schema}.{sequence}')")
+    for call in COUNTING:
+        assert not allowed(postgres_url, role, call.format(postgres_schema)), call
     run(postgres_url, verify, postgres_schema, role)
+
+
+def test_tables_of_the_first_version_are_brought_up_to_date(
+    owner: psycopg.Connection[Any], postgres_url: str, postgres_schema: str, role: str
+) -> None:
+    """What they hold stays, and who was granted to execute then still may."""
+    owner.execute(f"CREATE SCHEMA {postgres_schema}".encode())
+    first = (files("durable.store.postgres") / "sql" / "0001_tables.sql").read_text("utf-8")
+    owner.execute(in_schema(first, postgres_schema))
+    owner.execute(grants(postgres_schema, role, "execute").encode())
+    before = meta(owner, postgres_schema)
+    with pytest.raises(StoreFormatError, match="version 1"):
+        run(postgres_url, verify, postgres_schema)
+    run(postgres_url, migrate, postgres_schema)
+    run(postgres_url, verify, postgres_schema, role)
+    assert meta(owner, postgres_schema) == before | {"schema_version": str(SCHEMA_VERSION)}
+    for call in COUNTING:
+        assert allowed(postgres_url, role, call.format(postgres_schema)), call
 
 
 def test_a_role_that_may_create_only_in_the_schema_can_migrate(

@@ -27,25 +27,18 @@ CREATE TABLE {schema}.places (
 );
 CREATE INDEX places_executor ON {schema}.places (executor_id);
 
--- How many started runs wait for a slot, but no more than `most` of each kind: those that nobody holds, those whose time has come, and
--- those that an executor has taken hold of, which are no more than can run. In the second column those of the announced that are there.
--- One statement: a run is seen either as one that waits, or as one that is announced. IS TRUE keeps it from an index of all that are ready.
+-- Started runs that wait for a slot, by when they are due.
+CREATE INDEX runs_queue ON {schema}.runs (due) WHERE status = 'ready' AND parent_id IS NULL;
+
+-- How many started runs wait for a slot, but no more than `most`; and those of the announced that are there. One statement: a run is seen
+-- either as one that waits, or as one that is announced.
 CREATE FUNCTION {schema}.queue(most bigint, announced text[]) RETURNS TABLE (waiting bigint, there text[])
 LANGUAGE sql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
     SELECT (
         SELECT count(*) FROM (
             SELECT 1 FROM {schema}.runs r
-            WHERE r.owner IS NULL AND r.due <= 0 AND (r.status = 'ready') IS TRUE AND r.parent_id IS NULL LIMIT most) AS at_once
-    ) + (
-        SELECT count(*) FROM (
-            SELECT 1 FROM {schema}.runs r
-            WHERE r.owner IS NULL AND r.due > 0 AND r.due <= EXTRACT(epoch FROM clock_timestamp())::double precision
-                AND (r.status = 'ready') IS TRUE AND r.parent_id IS NULL LIMIT most) AS delayed
-    ) + (
-        SELECT count(*) FROM (
-            SELECT 1 FROM {schema}.runs r
-            WHERE r.owner IS NOT NULL AND (r.due <= EXTRACT(epoch FROM clock_timestamp())::double precision) IS TRUE
-                AND (r.status = 'ready') IS TRUE AND r.parent_id IS NULL LIMIT most) AS held
+            WHERE r.status = 'ready' AND r.parent_id IS NULL AND r.due <= EXTRACT(epoch FROM clock_timestamp())::double precision
+            ORDER BY r.due LIMIT most) AS due
     ), (SELECT array_agg(r.run_id) FROM {schema}.runs r WHERE r.run_id = ANY(announced))
 $$;
 
