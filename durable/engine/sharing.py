@@ -211,6 +211,8 @@ class Sharing:
         if due is not None and due > self._clock.now():
             self._claims.expect(due)
         elif due is not None:
+            # Until claims have looked, who comes later shall not go first.
+            self._scheduler.elsewhere = max(self._scheduler.elsewhere, 1)
             self._claims.work()
             self.store.notify(work=True)
 
