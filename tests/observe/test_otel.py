@@ -328,13 +328,16 @@ async def test_the_trace_of_who_calls_comes_along_and_its_baggage_does_not(
         handle = await app.start(remote)
         detach(token)
         await handle
-        (created, *_) = [event async for event in handle.events()]
-    assert seen == [{}] and SECRET not in repr(created)
+        created, started, *_ = [event async for event in handle.events()]
+    assert seen == [{}] and SECRET not in repr((created, started))
     submit, attempt = collected.span("durable.task.submit"), collected.span("durable.task.execute")
     assert parent_id(submit) == there.span_id
     for span in (submit, attempt):
         assert span.context is not None
         assert (span.context.trace_id, span.context.trace_state) == (there.trace_id, there.trace_state)
+    assert f"{there.trace_id:032x}-{span_id(attempt):016x}" in started.data["trace"], (
+        "what shows events can lead to the trace"
+    )
 
 
 async def test_a_start_in_the_callers_transaction_is_traced(collected: Collected, postgres_database: str) -> None:
