@@ -16,12 +16,21 @@ from benchmarks import report, report_postgres, workloads
 from benchmarks.measuring import ROOT, Bench
 from benchmarks.report import Found
 from benchmarks.server import Server
-from benchmarks.workloads import FULL_ASLEEP, FULL_FAMILIES, FULL_POSTGRES, QUICK_ASLEEP, QUICK_FAMILIES, SHARES
+from benchmarks.workloads import (
+    FULL_ASLEEP,
+    FULL_FAMILIES,
+    FULL_OBSERVING,
+    FULL_POSTGRES,
+    QUICK_ASLEEP,
+    QUICK_FAMILIES,
+    QUICK_OBSERVING,
+    SHARES,
+)  # fmt: skip
 
 PEERS = ("raw", "floor", "dbos", "durable")
 RAW_WORKLOADS = ("W1", "W3")
 #: Too long for more than one round, or the same in each.
-ONCE = ("asleep", "ended", "idle")
+ONCE = ("asleep", "ended", "idle", "observing")
 ONCE_ON_POSTGRES = (("W5", "dbos"),)
 PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -43,8 +52,8 @@ class Suite:
 SUITES = {
     "embedded": Suite(
         ("raw_inline", "raw_thread"),
-        workloads.FULL | FULL_FAMILIES | FULL_ASLEEP,
-        workloads.QUICK | QUICK_FAMILIES | QUICK_ASLEEP,
+        workloads.FULL | FULL_FAMILIES | FULL_ASLEEP | FULL_OBSERVING,
+        workloads.QUICK | QUICK_FAMILIES | QUICK_ASLEEP | QUICK_OBSERVING,
     ),
     "postgres": Suite(("raw_commit",), FULL_POSTGRES, workloads.QUICK_POSTGRES),
 }

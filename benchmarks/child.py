@@ -16,6 +16,7 @@ from benchmarks.workloads import FULL_FAMILIES, Figures, measure
 #: Which module has the workloads that `durable` has to itself, by the first word of their names.
 ALONE = dict.fromkeys((name.partition("-")[0] for name in FULL_FAMILIES), "families") | {
     "asleep": "asleep", "ended": "asleep", "executor": "executors", "fill": "executors", "elsewhere": "executors",
+    "observing": "observing",
 }  # fmt: skip
 
 

@@ -64,6 +64,14 @@ ROWS_ALONE = [
     ("asleep", "W1 p50 ms"),
     ("asleep", "W1 p50 ms, empty store"),
     ("asleep", "W1 p50, ratio to empty"),
+    ("observing", "unobserved runs/s"),
+    ("observing", "unobserved runs/s, % less"),
+    ("observing", "observed runs/s, % less"),
+    ("observing", "traced runs/s, % less"),
+    ("observing", "unobserved steps/s"),
+    ("observing", "unobserved steps/s, % less"),
+    ("observing", "observed steps/s, % less"),
+    ("observing", "traced steps/s, % less"),
 ]
 
 

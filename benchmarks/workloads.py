@@ -33,6 +33,7 @@ QUICK_FAMILIES = {
     "W4r": 100, "family": 40, "family-task": 40, "chain": 20, "parents": 20, "mix": 20, "returned": 1_000, "awaited": 1_000,
 }  # fmt: skip
 FULL_ASLEEP, QUICK_ASLEEP = {"asleep": 1_000_000}, {"asleep": 20_000}
+FULL_OBSERVING, QUICK_OBSERVING = {"observing": 2_000}, {"observing": 200}
 ASLEEP_OPENINGS, ASLEEP_OPENINGS_QUICK = 5, 2
 ASLEEP_STARTERS = 500  # clients that start those that sleep
 ASLEEP_QUEUED_MAX = (

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,12 @@ from durable.core.query import RunFilter
 from durable.core.retry import seconds
 from durable.core.status import Status
 from durable.engine.engine import Engine
+from durable.engine.letters import DeadLetters
 from durable.engine.serving import on_signals
+from durable.engine.stats import Stats
 from durable.errors import ConfigError, ConflictError, RunNotFoundError
-from durable.store.base import Store, StoreHealth
+from durable.observe.observer import Observer, Telemetry
+from durable.store.base import Store
 from durable.store.local import LocalStore
 from durable.store.shared import is_shared
 from durable.tasks.handle import Event, Handle, RunInfo
@@ -37,31 +40,6 @@ R = TypeVar("R")
 PAGE = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """How much is going on.
-
-    Arguments:
-        loaded: runs that this process has in hand.
-        running: runs that hold a slot.
-        queued: runs that wait for one.
-        orphaned: runs whose task no imported module defines, or not in their version.
-        orphans: how many for each task, with the version that they need: `"crawl 2": 3`.
-        recovering: runs that go on after a crash and have not yet caught up with what they had done.
-        subscribers: live event streams.
-        health: how the store is.
-    """
-
-    loaded: int
-    running: int
-    queued: int
-    orphaned: int
-    orphans: dict[str, int]
-    recovering: int
-    subscribers: int
-    health: StoreHealth
-
-
 class Durable:
     """An application: opens a store, goes on with every run that had not ended, and runs new ones.
 
@@ -69,7 +47,8 @@ class Durable:
         target: a directory (log and SQLite in it), the URL of a PostgreSQL database, or a store.
         limits: what is let in and how much runs at once.
         config: all other settings.
-        observers: reserved for observers of records.
+        observers: what is told of records and more, in this order; see `durable.observe`. Where the process has set an OpenTelemetry
+            provider before this is opened, spans and metrics need none.
         execute: False is for PostgreSQL: start and watch runs, run nothing.
         test_mode: allows what `durable.testing` needs, such as simulated crashes.
         clock: where the time comes from; tests put a virtual one here.
@@ -84,7 +63,7 @@ class Durable:
         *,
         limits: Limits = Limits(),
         config: Config = Config(),
-        observers: Iterable[object] = (),
+        observers: Iterable[Observer] = (),
         execute: bool = True,
         test_mode: bool = False,
         clock: Clock = SYSTEM_CLOCK,
@@ -92,33 +71,39 @@ class Durable:
     ) -> None:
         if not isinstance(limits, Limits) or not isinstance(config, Config):
             raise ConfigError("Durable(limits=..., config=...) takes a Limits and a Config", key="config")
-        later = [
-            spec.name
-            for spec in fields(Limits)
-            if getattr(limits, spec.name) != spec.default and spec.name != "max_running"
-        ]
-        if later:
-            raise ConfigError(
-                f"Limits({later[0]}=...) is not enforced by this version of durable: leave it out",
-                key=f"limits.{later[0]}",
-            )
-        if tuple(observers):
-            raise ConfigError("observers are not supported yet", key="observers")
         store = _store_of(target, config, clock, entropy)
         if not execute and not is_shared(store):
             raise ConfigError(
                 "execute=False needs a PostgreSQL store: a folder has one process, which executes", key="execute"
             )
         self.test_mode = test_mode
-        self.limits = limits
         self.config = config
         self._world = (clock, entropy)
+        self._execute = execute
+        _check_limits(limits, execute)
         self._serving: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._engine = Engine(store, config, limits, clock, entropy, execute=execute)
+        self._observers = _checked(observers)
+        self._engine = Engine(
+            store, config, limits, clock, entropy, execute=execute, find_observers=self._all_observers
+        )
         if test_mode:
             #: Where `durable.testing` looks into the engine.
             self.engine: Engine = self._engine
         self.dead_letters: DeadLetters = DeadLetters(self._engine)
+
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once; can be replaced at any time: `app.limits = replace(app.limits, max_running=5)`.
+
+        It holds at once. More slots let waiting runs begin, fewer let those that run finish. Starts that were counted go on counting,
+        also in a window of another length; those made while nothing was bounded were not counted. Raises `ConfigError`.
+        """
+        return self._engine.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        _check_limits(limits, self._execute)
+        self._engine.limits = limits
 
     @property
     def store(self) -> Store:
@@ -129,8 +114,19 @@ class Durable:
         """Before it is opened: execute on another store, with other settings. For `durable worker MODULE:APP --store`."""
         clock, entropy = self._world
         type(self).__init__(
-            self, target, limits=limits, config=config, test_mode=self.test_mode, clock=clock, entropy=entropy
-        )
+            self, target, limits=limits, config=config, observers=self._observers, test_mode=self.test_mode,
+            clock=clock, entropy=entropy,
+        )  # fmt: skip
+
+    def _all_observers(self) -> tuple[Observer, ...]:
+        """Those that were given, and one for OpenTelemetry where the process has set a provider: it imported the API, then."""
+        given = self._observers
+        if "opentelemetry" not in sys.modules or any(isinstance(some, Telemetry) for some in given):
+            return given
+        from durable.observe.otel import OpenTelemetry
+
+        telemetry = OpenTelemetry.of_process()
+        return given if telemetry is None else (*given, telemetry)
 
     async def open(self) -> Self:
         """Open the store and recover: every run that had not ended goes on. Raises `StorageError` with what to do."""
@@ -279,44 +275,33 @@ class Durable:
             after = page[-1].run_id
             left = None if left is None else left - size
 
-    async def subscribe(self, key_or_run_id: str, after: int = 0, *, steps: bool = False) -> AsyncIterator[Event]:
-        """The events of the run with this key or id. Raises `RunNotFoundError`."""
+    async def subscribe(
+        self, key_or_run_id: str, after: int = 0, *, steps: bool = False, heartbeat: float | timedelta | None = None
+    ) -> AsyncIterator[Event]:
+        """The events of the run with this key or id, as `Handle.events`. Raises `RunNotFoundError`."""
         handle = await self.find(key_or_run_id)
         if handle is None and is_run_id(key_or_run_id):
             handle = await self.get(key_or_run_id)
         if handle is None:
             raise RunNotFoundError(f"no run has the key or id {key_or_run_id!r} in this store")
-        async for event in handle.events(after, steps):
-            yield event
+        async with aclosing(handle.events(after, steps, heartbeat)) as events:  # type: ignore[type-var]  # it is a generator
+            async for event in events:
+                yield event
 
     async def stats(self) -> Stats:
-        """How much is going on."""
+        """How much is going on, and what happened since the opening."""
         self._engine.check_readable()
-        return Stats(**self._engine.statistics(), health=self._engine.store.health())
+        return await self._engine.stats()
 
 
-class DeadLetters:
-    """Runs that ended in failure after their last attempt, and were not retried or discarded since."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def list(self) -> AsyncIterator[RunInfo]:
-        """All dead letters, oldest first."""
-        self._engine.check_readable()
-        after: str | None = None
-        while page := await self._engine.store.query(RunFilter(dead=True, after=after, limit=PAGE)):
-            for run in page:
-                yield RunInfo.of(run)
-            after = page[-1].run_id
-
-    async def retry(self, run_id: str) -> None:
-        """Let the run go on from the step that failed. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.retry_run(run_id)
-
-    async def discard(self, run_id: str) -> None:
-        """Take the run off the list; its history stays. Raises `RunNotFoundError`, `TransitionError`."""
-        await self._engine.discard_run(run_id)
+def _check_limits(limits: Limits, execute: bool) -> None:
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"app.limits takes a Limits, got {limits!r:.100}", key="limits")
+    if limits.max_queued == 0 and not execute:
+        raise ConfigError(
+            "max_queued=0 lets a start wait for a slot of its own process, and with execute=False that has none",
+            key="limits.max_queued",
+        )
 
 
 def _status(value: Status | str) -> Status:
@@ -324,6 +309,19 @@ def _status(value: Status | str) -> Status:
         return Status(value)
     except ValueError:
         raise ConfigError(f"status {value!r} is none of {', '.join(Status)}", key="status") from None
+
+
+def _checked(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    given = tuple(observers)
+    for some in given:
+        if not isinstance(some, Observer):
+            raise ConfigError(
+                f"Durable(observers=[{some!r:.100}]): an observer is an object of a subclass of durable.observe.Observer",
+                key="observers",
+            )
+    if sum(isinstance(some, Telemetry) for some in given) > 1:
+        raise ConfigError("Durable(observers=...): one OpenTelemetry is the most there can be", key="observers")
+    return given
 
 
 def _store_of(target: object, config: Config, clock: Clock, entropy: Entropy) -> Store:

@@ -167,16 +167,19 @@ class StreamSettings:
 
     Arguments:
         buffer_size: records of one run that are kept in memory for those who follow it; who lags further behind reads from the store.
+        buffer_bytes: most bytes that these records take; the last one is kept even if it has more.
         retention_seconds: how long they are kept after the last of these has gone or the run has ended, for one who comes back.
         retained_max: most runs of which they are kept so.
     """
 
     buffer_size: int = 1024
+    buffer_bytes: int = MIB
     retention_seconds: float = 60.0
     retained_max: int = 1000
 
     def __post_init__(self) -> None:
         _require(self.buffer_size >= 1, "stream.buffer_size", self.buffer_size, "at least 1")
+        _require(self.buffer_bytes >= KIB, "stream.buffer_bytes", self.buffer_bytes, "at least 1024")
         _require(self.retention_seconds >= 0, "stream.retention_seconds", self.retention_seconds, "zero or more")
         _require(self.retained_max >= 0, "stream.retained_max", self.retained_max, "zero or more")
 
@@ -294,14 +297,16 @@ class Config:
 class Limits:
     """What is let in and how much runs at once. Durations are seconds; None means no limit.
 
-    Refusals are decided before anything is stored. Children of runs do not count as starts.
+    Refusals are decided before anything is stored. What bodies and steps start, retries and recoveries do not count as starts, nor does a
+    start whose key has a run already.
 
     Arguments:
         max_starts_per_window: starts in any `window`; one more raises `BackpressureError`, which says when the next will be let in.
         max_starts_per_user_window: the same for the starts of one user.
         window: length of the sliding window.
-        max_queued: runs that may wait for a slot; one more start raises `BackpressureError`. With 0 no run waits in the store: `start`
-            itself waits for a slot, in turn, at most `slot_timeout`.
+        max_queued: started runs that may wait for their first slot; one more start that would have to wait raises `BackpressureError`,
+            whose `retry_after` is an estimate from how fast the queue moved lately, at least 0.1 and at most `window`. A run with a delay
+            counts from when it is due. With 0 no run waits in the store: `start` itself waits for a slot, in turn, at most `slot_timeout`.
         max_running: runs that execute at once, in all processes that share the store; further ones wait their turn in status `ready`. See
             `engine.concurrency` for a bound of one process.
         max_running_per_user: the same for the runs of one user; others go first meanwhile.

@@ -252,13 +252,14 @@ class RefusedError(DurableError):
 
 
 class BackpressureError(RefusedError):
-    """Too many starts; try again after `retry_after` seconds."""
+    """Too many starts, of which there may be `limit`; try again after `retry_after` seconds."""
 
     code = "backpressure"
+    remaining = 0
 
-    def __init__(self, message: str | None = None, *, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str | None = None, *, retry_after: float = 1.0, limit: int | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.limit = retry_after, limit
 
 
 class SlotTimeoutError(RefusedError):

@@ -25,8 +25,8 @@ FOUNDATION, MECHANISM, TOP = 0, 2, 8
 LAYERS = {
     **dict.fromkeys(("errors", "environment", "config", "clock", "service", "codec"), FOUNDATION),
     "core": 1,
-    **dict.fromkeys(("log", "repository", "guard", "events", "observe", "tasks"), MECHANISM),
-    "flush": 3,
+    **dict.fromkeys(("log", "repository", "guard", "events", "tasks"), MECHANISM),
+    **dict.fromkeys(("flush", "observe"), 3),
     "store": 4,
     "engine": 5,
     "app": 6,
@@ -40,7 +40,11 @@ OPTIONAL = {
     *("attr", "attrs", "cloudpickle", "msgspec", "orjson", "psycopg"),
     *("pydantic", "rich", "starlette", "uvicorn"),
 }
-OPTIONAL_ROOMS = ("durable.store.postgres", "durable.web")
+OPTIONAL_ROOMS = (
+    "durable.store.postgres",
+    "durable.web",
+    "durable.observe.otel",
+)  # the last costs 60 ms where nobody traces
 
 IMPURE = {
     *("aiosqlite", "asyncio", "concurrent", "contextvars", "ctypes", "fcntl", "http"),

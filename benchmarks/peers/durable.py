@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from benchmarks.effects import RECORDED, STEPS, effects
 from benchmarks.place import Place
 from durable import Config, Durable, step, task
 from durable.config import PostgresSettings
+from durable.observe import Observer
 
 
 @step
@@ -64,9 +65,10 @@ async def ten(run: int) -> int:
 TASKS = {"one": one, "sequence": sequence, "fan": fan, "children": children, "five": five}
 
 
-def application(place: Place, *, execute: bool = True) -> Durable:
+def application(place: Place, *, execute: bool = True, observers: Sequence[Observer] = ()) -> Durable:
     target = place.url or place.directory / "store"
-    return Durable(target, config=Config(postgres=PostgresSettings(**place.settings)), execute=execute)
+    config = Config(postgres=PostgresSettings(**place.settings))
+    return Durable(target, config=config, execute=execute, observers=observers)
 
 
 class Local:

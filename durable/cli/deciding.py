@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from durable.app import Durable
@@ -32,22 +34,25 @@ LOOK_SECONDS, ASK_SECONDS = 0.01, 0.1
 
 _SILENT = logging.NullHandler()
 
-Action = Callable[[Handle[Any]], Awaitable[None]]
+#: What is asked of the application about a run.
+Action = Callable[[Durable, Handle[Any]], Awaitable[None]]
 
 
 @asynccontextmanager
-async def _application(target: Target) -> AsyncIterator[tuple[Durable, Store]]:
+async def application(target: Target) -> AsyncIterator[tuple[Durable, Store]]:
     """An application that executes nothing, and its store. Raises `StorageError`, `StoreLockedError`, `ConfigError`."""
     # That no module defines the task of a run is said of each run, and is how it is meant here; what fails is raised, too.
     logging.getLogger("durable").addHandler(_SILENT)
     store = target.store()
+    # Which dead letters are too old or too many is the business of the applications that have them.
+    limits = Limits(max_running=1, dead_letter_size=sys.maxsize, dead_letter_ttl=inf)
     config = Config.from_env()
-    async with Durable(store, limits=Limits(max_running=1), config=config, execute=not target.is_shared) as app:
+    async with Durable(store, limits=limits, config=config, execute=not target.is_shared) as app:
         yield app, store
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class Decided:
     """What a decision changed.
 
     Arguments:
@@ -79,10 +84,10 @@ class _Decided:
         return f"{who} {self.target.goes_on}"
 
 
-async def _decide(args: Namespace, action: Action) -> _Decided:
+async def decide(args: Namespace, action: Action) -> Decided:
     """Have the run decide. Raises `TransitionError`, `StoreLockedError`, and `StorageError` where nothing can be written."""
     target = Target.of(args)
-    async with _application(target) as (app, store):
+    async with application(target) as (app, store):
         before = await find_run(store, args.run, args)
         elders = [each for each in (before.parent_id, *before.watchers) if each is not None]
         statuses = [_status(await store.find(each)) for each in elders]
@@ -92,19 +97,19 @@ async def _decide(args: Namespace, action: Action) -> _Decided:
         handle = await app.get(before.run_id)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await action(handle)
+                await action(app, handle)
         except TimeoutError:
-            raise StorageError(_no_answer(target, store, before.run_id)) from None
+            raise StorageError(no_answer(target, store, before.run_id)) from None
         closed = await (_closed(store, before.run_id) if target.is_shared else _all_closed(store))
         run = await store.find(before.run_id)
         told = [(each, _status(await store.find(each))) for each in elders]
     if run is None:
         raise RunNotFoundError(f"run {before.run_id} is not in the store any more")
     parents = [now for was, now in zip(statuses, told, strict=True) if now[1] is not was]
-    return _Decided(before, run, parents, children, closed, target)
+    return Decided(before, run, parents, children, closed, target)
 
 
-def _no_answer(target: Target, store: Store, run_id: str) -> str:
+def no_answer(target: Target, store: Store, run_id: str) -> str:
     detail = store.health().detail
     if target.is_shared and not detail:
         return (
@@ -140,7 +145,7 @@ async def _closed(store: Store, run_id: str) -> bool:
     return False
 
 
-def _report(decided: _Decided, *consequences: str) -> None:
+def _report(decided: Decided, *consequences: str) -> None:
     run = decided.run
     text = (
         f"run {run.run_id} of task {escaped(run.task)!r} {'is now' if decided.changed else 'was already'} {run.status}"
@@ -151,7 +156,7 @@ def _report(decided: _Decided, *consequences: str) -> None:
 
 async def cancel(args: Namespace) -> int:
     """End a run and the children that belong to it."""
-    decided = await _decide(args, lambda handle: handle.cancel(args.reason))
+    decided = await decide(args, lambda app, handle: handle.cancel(args.reason))
     run, children = decided.run, decided.children
     if run.status is not Status.CANCELLED:
         complain(f"run {run.run_id} has ended as {run.status} already: nothing was changed")
@@ -168,7 +173,12 @@ async def cancel(args: Namespace) -> int:
 
 async def retry(args: Namespace) -> int:
     """Let a run that failed go on from the step that failed, with the children that failed or were cancelled with it."""
-    decided = await _decide(args, lambda handle: handle.retry())
+    report_retry(await decide(args, lambda app, handle: handle.retry()))
+    return 0
+
+
+def report_retry(decided: Decided) -> None:
+    """Say what became of a run that was retried."""
     run = decided.run
     who = "it goes on"
     if run.status in COORDINATED:
@@ -178,17 +188,16 @@ async def retry(args: Namespace) -> int:
         if run.unfinished:
             who = f"{children_counted(run.unfinished)} of it that did not complete {'goes' if run.unfinished == 1 else 'go'} on"
     _report(decided, decided.goes_on(who))
-    return 0
 
 
 async def stop(args: Namespace) -> int:
     """Suspend a run."""
-    _report(await _decide(args, lambda handle: handle.stop(args.reason)), "it waits until `durable resume`")
+    _report(await decide(args, lambda app, handle: handle.stop(args.reason)), "it waits until `durable resume`")
     return 0
 
 
 async def resume(args: Namespace) -> int:
     """Go on with a suspended run."""
-    decided = await _decide(args, lambda handle: handle.resume())
+    decided = await decide(args, lambda app, handle: handle.resume())
     _report(decided, decided.goes_on("it goes on"))
     return 0

@@ -52,7 +52,8 @@ def run_json(run: Run) -> dict[str, object]:
         "version": run.version, "parent_id": run.parent_id, "coordinator_id": run.coordinator_id,
         "attempt": run.attempt, "max_attempts": run.max_attempts,
         "recoveries": run.recoveries, "created_at": iso(run.created_at), "started_at": iso(run.started_at),
-        "ended_at": iso(run.ended_at), "dead": run.dead, "reason": run.reason, "error_type": failure.get("error_type"),
+        "ended_at": iso(run.ended_at), "dead": run.dead, "retried": run.retried,
+        "reason": run.reason, "error_type": failure.get("error_type"),
         "error": failure.get("message"), "last_seq": run.seq,
     }  # fmt: skip
 

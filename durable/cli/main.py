@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from durable.cli import deciding, demo, explaining, logs, looking, migrating, worker
+from durable.cli import deciding, demo, explaining, figures, keeping, letters, logs, looking, migrating, worker
 from durable.cli.target import DEFAULT_FOLDER
 from durable.cli.terminal import complain, without_passwords
 from durable.core.status import Status
@@ -45,6 +45,13 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"
+
+
+def _age(text: str) -> float:
+    return _seconds(text.rstrip("smhd") or "-") * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}.get(text[-1:], 1)
+
+
+_age.__name__ = "age like 90s, 30m, 12h or 7d"
 
 
 def _statuses(text: str) -> frozenset[Status]:
@@ -88,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _add_runs(add)
+    _add_keeping(add)
     command = add(
         "worker", worker.work, help="execute the tasks of a module until SIGTERM or SIGINT, which lets bodies finish"
     )
@@ -96,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         help="that defines the tasks, as in pkg.tasks or pkg/tasks.py; APP is a Durable object in it, whose store and settings hold where "
         "no option says otherwise",
     )  # fmt: skip
-    command.add_argument("--concurrency", type=_count, metavar="N", help="runs that execute at once (default 1000)")
+    command.add_argument(
+        "--concurrency",
+        type=_count,
+        metavar="N",
+        help="runs that this process executes at once (default: limits.max_running)",
+    )
     command.add_argument(
         "--lease",
         type=_seconds,
@@ -122,6 +135,8 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--parent", metavar="RUN", help="that this run returned, awaits or started")
     command.add_argument("--limit", type=_count, default=50, metavar="N", help="at most so many (default 50)")
     command.add_argument("--json", action="store_true", help="a line of JSON for each")
+    command = add("stats", figures.stats, help="how many runs there are, what of them waits, and who executes them")
+    command.add_argument("--json", action="store_true", help="JSON")
     for name, run, text in (
         ("show", looking.show, "one run: what it is, its steps, where each result came from, its children"),
         ("events", looking.events, "the events of a run"),
@@ -145,6 +160,28 @@ def _add_runs(add: Callable[..., argparse.ArgumentParser]) -> None:
             command.add_argument("--follow", action="store_true", help="go on until the run ends")
         if name in ("cancel", "stop"):
             command.add_argument("--reason", help="recorded with it")
+
+
+def _add_keeping(add: Callable[..., argparse.ArgumentParser]) -> None:
+    command = add(
+        "dead-letters", letters.dead_letters, help="runs that failed for good: list them, retry or discard them"
+    )
+    command.add_argument(
+        "action", nargs="?", choices=("list", "retry", "discard"), default="list", help="(default list)"
+    )
+    command.add_argument("run", nargs="?", metavar="RUN", help="id, beginning of an id, or key: for retry and discard")
+    command.add_argument("--all", action="store_true", help="for retry: all of them, the oldest first")
+    command.add_argument("--task", help="for list and retry --all: those of this task")
+    command.add_argument("--user", help="whose key it is, for the key of a user's run")
+    command.add_argument("--json", action="store_true", help="a line of JSON for each run")
+    command = add(
+        "gc", keeping.gc, help="forget families of runs that have long been closed, with their events and payloads"
+    )
+    command.add_argument(
+        "--older-than", type=_age, default=7 * 86_400.0, metavar="AGE",
+        help="those that ended longer ago, as in 90s, 30m, 12h or 7d (default 7d)",
+    )  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="only count what would go")
 
 
 def _add_log(commands: argparse._SubParsersAction[_Parser], store: _Parser) -> None:

@@ -17,7 +17,7 @@ from durable.core.ids import is_run_id
 from durable.core.query import RunFilter
 from durable.core.run import Run
 from durable.environment import STORE
-from durable.errors import ConfigError, ConflictError, RunNotFoundError, StorageError
+from durable.errors import ConfigError, ConflictError, RunNotFoundError, StorageError, StoreMismatchError
 from durable.store.base import Store
 from durable.store.local import LocalStore
 
@@ -132,9 +132,10 @@ async def opened(args: Namespace) -> AsyncIterator[Store]:
 
 
 async def _open_beside(path: str) -> Store:
-    """A store to look at. The process that writes may remove a segment, all flushed, between the list of segments and the look."""
+    """A store to look at. The process that writes may remove a segment, all flushed, between the list of segments and the look; or
+    forget a run, of which the look then finds the end in the log and no beginning."""
     for _ in range(LOOKS_MAX - 1):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, StoreMismatchError):
             store = LocalStore(path, read_only=True)
             await store.open()
             return store

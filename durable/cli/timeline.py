@@ -177,7 +177,7 @@ class Timeline:
                 what = "in its coordinator" if self.returned and record.kind is not Kind.CHILDREN_FAILED else ""
                 text = f"{when} {record.event_name} {what}".rstrip() + f": {error}"
             case Kind.DISCARDED:
-                text = f"{when} discarded: a dead letter no more"
+                text = f"{when} discarded{reason}: a dead letter no more"
         if text:
             self.rows.append(Breath(text))
 

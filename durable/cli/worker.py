@@ -64,9 +64,9 @@ def _application(args: Namespace, app: Durable | None) -> tuple[Durable, str]:
     if args.store is None and (args.schema, args.lease) != (None, None):
         raise ConfigError("--schema and --lease go with --store postgresql://...", key="store")
     limits = Limits.from_env() if app is None else app.limits
-    if args.concurrency is not None:
-        limits = replace(limits, max_running=args.concurrency)
     config = Config.from_env() if app is None else app.config
+    if args.concurrency is not None:  # of this process: limits.max_running is of all that share the store
+        config = replace(config, engine=replace(config.engine, concurrency=args.concurrency))
     if args.schema is not None:
         config = replace(config, postgres=replace(config.postgres, schema=args.schema))
     if args.lease is not None:

@@ -32,6 +32,8 @@ class Create:
     retry: Retry | None = None
     timeout: float | None = None
     delay: float = 0.0
+    #: Trace context (W3C) of who starts it, where that is not the code that is running.
+    trace: str = ""
 
 
 @dataclass(slots=True)
@@ -178,10 +180,12 @@ class Revive:
     Arguments:
         children: how many of its children are tried again with it.
         by_parent: it is tried again because its parent is.
+        letter_retries: it is tried again as a dead letter, which may happen so often; None: by its handle, as often as anybody likes.
     """
 
     children: int = 0
     by_parent: bool = False
+    letter_retries: int | None = None
 
 
 @dataclass(slots=True)
@@ -191,7 +195,9 @@ class Release:
 
 @dataclass(slots=True)
 class Discard:
-    """Take a dead letter off the list."""
+    """Take a dead letter off the list; `reason` says why where nobody asked for it."""
+
+    reason: str | None = None
 
 
 Command = (

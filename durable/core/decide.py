@@ -79,6 +79,7 @@ def _create(run: Run, command: Create, now: float) -> list[Record]:
         ("joined", command.joined),
         ("depth", command.depth),
         ("priority", command.priority),
+        ("trace", command.trace),
     ):
         if value:
             head[key] = value
@@ -284,7 +285,16 @@ def _revive(run: Run, command: Revive, now: float) -> list[Record]:
         )
     if run.status is Status.CHILDREN_FAILED and not command.children:
         raise TransitionError(f"run {run.run_id} is {run.status}: it cannot retry without the children that failed")
+    most = command.letter_retries
+    if most is not None and run.retried >= most:
+        times = "once" if run.retried == 1 else f"{run.retried} times"
+        raise LimitError(
+            f"run {run.run_id} was retried as a dead letter {times} already, the most that limits.dead_letter_retries ({most}) allows: "
+            "discard it, or let its handle retry it, which has no limit"
+        )
     head: dict[str, Any] = {"reason": "retry"}
+    if most is not None:
+        head["letter"] = True
     if command.children:
         head["children"] = command.children
     resumed = _record(run, Kind.RESUMED, now, head)
@@ -306,7 +316,7 @@ def _release(run: Run, command: Release, now: float) -> list[Record]:
 def _discard(run: Run, command: Discard, now: float) -> list[Record]:
     if not run.dead:
         raise TransitionError(f"run {run.run_id} is {run.status} and no dead letter")
-    return [_record(run, Kind.DISCARDED, now)]
+    return [_record(run, Kind.DISCARDED, now, {"reason": command.reason} if command.reason else None)]
 
 
 _RULES: dict[type, Callable[[Run, Any, float], list[Record]]] = {

@@ -58,7 +58,9 @@ def encode_command(command: Command) -> tuple[bytes, bytes | None]:
     """A command as (JSON, payload)."""
     kind = type(command)
     payload = _PAYLOADS.get(kind)
-    fields: dict[str, Any] = {name: getattr(command, name) for name in kind.__slots__ if name != payload}
+    values = ((name, getattr(command, name)) for name in kind.__slots__ if name != payload)
+    # What is None is so by default: an older executor need not know of it.
+    fields: dict[str, Any] = {name: value for name, value in values if value is not None}
     text = json.dumps({"command": kind.__name__, **fields}, separators=(",", ":"))
     return text.encode(), None if payload is None else getattr(command, payload)
 

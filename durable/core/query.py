@@ -25,6 +25,7 @@ class RunFilter:
         open: runs that are not closed only.
         due_after: runs that are due after this time only.
         due_by: runs that are due by this time only.
+        ended_by: runs that ended by this time only.
         after: runs that come after the run with this id, in the order of ids (which is the order of creation).
         limit: at most so many.
     """
@@ -38,6 +39,7 @@ class RunFilter:
     open: bool = False
     due_after: float | None = None
     due_by: float | None = None
+    ended_by: float | None = None
     after: str | None = None
     limit: int = 100
 
@@ -53,5 +55,6 @@ class RunFilter:
             and (not self.open or not run.closed)
             and (self.due_after is None or (run.due is not None and run.due > self.due_after))
             and (self.due_by is None or (run.due is not None and run.due <= self.due_by))
+            and (self.ended_by is None or (run.ended_at is not None and run.ended_at <= self.ended_by))
             and (self.after is None or run.run_id > self.after)
         )

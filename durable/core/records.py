@@ -83,6 +83,8 @@ _NAMES = {
     Kind.WATCHED: "step:watched",
 }
 
+_VISIBLE = frozenset(kind for kind in Kind if kind is Kind.EVENT or not _NAMES[kind].startswith("step:"))
+
 #: Event names that users may not emit: the engine's own, and those of the stream protocol.
 RESERVED_NAMES = frozenset(
     {name for name in _NAMES.values() if not name.startswith("step:")}
@@ -118,7 +120,7 @@ class Record:
     @property
     def visible(self) -> bool:
         """Whether subscribers see the record without asking for steps."""
-        return self.kind is Kind.EVENT or not _NAMES[self.kind].startswith("step:")
+        return self.kind in _VISIBLE
 
     @property
     def call(self) -> Call:

@@ -48,6 +48,8 @@ class Run:
     attempt: int = 1
     #: Attempts spent before the last `retry()` of a failed run: the policy counts from there.
     attempt_base: int = 0
+    #: How often it went on again as a dead letter that was retried; `retry()` of a handle does not count.
+    retried: int = 0
     #: Recoveries since a step was last recorded.
     recoveries: int = 0
     #: Why what goes on now does not go on from its own beginning: `crash` or `stale`, or `timeout` where the attempt before timed out.
@@ -83,6 +85,9 @@ class Run:
     #: Ended in failure, and not yet discarded or retried.
     dead: bool = False
     reason: str | None = None
+    #: Trace contexts (W3C `traceparent`, then a space and `tracestate` if there is one), empty where nobody traced it: of the start, and
+    trace: str = ""
+    attempt_trace: str = ""  # of the last attempt, or part of one, that began
 
     @property
     def ended(self) -> bool:
@@ -92,9 +97,8 @@ class Run:
     @property
     def executing(self) -> bool:
         """Whether a body is at work: the task's own, or the function that is its coordinator."""
-        if self.asleep:
-            return False
-        return self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        at_work = self.status is Status.RUNNING or (self.status in COORDINATED and not self.unfinished)
+        return at_work and not self.asleep
 
     @property
     def due(self) -> float | None:
@@ -148,15 +152,22 @@ def _created(run: Run, record: Record) -> None:
     run.depth = head.get("depth", 0)
     run.priority = head.get("priority", 0)
     run.fingerprint = head.get("fingerprint", "")
+    run.trace = head.get("trace", "")
     run.timeout = head.get("timeout")
     run.not_before = head.get("not_before", 0.0)
     if "retry" in head:
         run.retry = Retry.from_json(head["retry"])
 
 
+def _traced(run: Run, record: Record) -> None:
+    if "trace" in record.head:
+        run.attempt_trace = record.head["trace"]
+
+
 def _started(run: Run, record: Record) -> None:
     run.status = Status.RUNNING
     run.attempt = record.attempt
+    _traced(run, record)
     if run.started_at is None:
         run.started_at = record.at
 
@@ -181,6 +192,7 @@ def _retrying(run: Run, record: Record) -> None:
 def _recovered(run: Run, record: Record) -> None:
     run.recoveries += 1
     run.recovery_reason = record.head.get("reason")
+    _traced(run, record)
 
 
 def _suspended(run: Run, record: Record) -> None:
@@ -201,6 +213,7 @@ def _resumed(run: Run, record: Record) -> None:
     else:  # a failed run that is retried: a new attempt, with the policy's whole count before it
         run.status = Status.WAITING_FOR_CHILDREN if run.returned_seq else Status.READY
         run.unfinished = record.head.get("children", 0) if run.returned_seq else 0
+        run.retried += record.head.get("letter", False)
         run.attempt_base = record.attempt
         run.attempt = record.attempt + 1
         run.not_before = 0.0
@@ -278,6 +291,7 @@ def _coordinating(run: Run, record: Record) -> None:
     run.coordinator_id = record.head.get("coordinator")
     run.unfinished = record.head.get("children", 0)
     run.join = "task" if run.unfinished else "function"
+    _traced(run, record)
 
 
 def _asleep(run: Run, record: Record) -> None:
@@ -287,6 +301,7 @@ def _asleep(run: Run, record: Record) -> None:
 
 def _awake(run: Run, record: Record) -> None:
     run.asleep, run.wake_at = False, None
+    _traced(run, record)
 
 
 def _released(run: Run, record: Record) -> None:

@@ -130,7 +130,7 @@ _PLAIN = (
     "version", "key", "user", "parent_id", "attached", "priority", "fingerprint", "timeout", "attempt",
     "attempt_base", "recoveries", "recovery_reason", "not_before", "created_at", "started_at", "ended_at", "failure",
     "dead", "reason", "joined", "depth", "unfinished", "awaiting", "join", "lenient", "returned_seq", "coordinator_id",
-    "asleep", "wake_at", "closed",
+    "asleep", "wake_at", "closed", "retried", "trace", "attempt_trace",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from durable.core.commands import Note, Suspend
 from durable.core.memo import Divergence, Memo
-from durable.core.records import Call, Failure, Kind, Record
+from durable.core.records import RESULTS, Call, Failure, Kind, Record
 from durable.engine.delivery import Delivery
 from durable.engine.divergence import call_site, describe
 from durable.engine.entry import Entry
@@ -71,7 +71,6 @@ class Attempt:
         "_unsynced_value",
         "_watching",
         "attempt",
-        "awaited",
         "body",
         "context",
         "coordinating",
@@ -115,8 +114,6 @@ class Attempt:
         self.run_id = run.run_id
         #: Whether it is the coordinator that runs, and not the task's own body.
         self.coordinating = bool(run.returned_seq)
-        #: The children that calls wait for.
-        self.awaited: dict[Call, Entry] = {}
         #: Until when the calls that wait for a time wait at most.
         self.deadlines: dict[Call, float] = {}
         self.task_name, self.key, self.user = run.task, run.key, run.user
@@ -204,6 +201,8 @@ class Attempt:
         try:
             recorded = self.memo.result(call)
             if recorded is not None:
+                if self.services.replayed is not None and recorded.kind in RESULTS:
+                    self.services.replayed(self.run_id, recorded)
                 record = await delivery.recall(call)
             else:
                 if self.memo.marker(call) is None:
@@ -355,7 +354,7 @@ class Attempt:
             return False
         if any(mailbox.is_busy for mailbox in self.mailboxes.values()):
             return False
-        return not any(child.run.ended for child in self.awaited.values())
+        return not any(child.run.ended for child in self.entry.awaits.values())
 
     @property
     def wakes_at(self) -> float | None:

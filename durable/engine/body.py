@@ -119,6 +119,14 @@ async def _decoded(execution: Execution, payload: bytes, hint: Any, run_id: str 
 
 
 async def _call(execution: Execution) -> Any:
+    around = execution.services.around
+    if around is None:
+        return await _called(execution)
+    with around(execution.entry.run, execution.recovered):
+        return await _called(execution)
+
+
+async def _called(execution: Execution) -> Any:
     definition, services, run = execution.definition, execution.services, execution.entry.run
     # A coordinator that is a run of its own gets what its parent's body returned.
     arguments = await _decoded(execution, run.input, definition.facts.input_hint, run.parent_id)

@@ -16,6 +16,7 @@ from durable.engine.holding import HoldingTable
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.mailbox import Mailbox
 from durable.engine.pipeline import RETRY_SECONDS
+from durable.engine.places import SharedPlaces
 from durable.engine.scheduler import TIMER_SECONDS_MAX, Scheduler
 from durable.errors import DurableError, RepositoryUnavailableError
 from durable.store.shared import Known, SharedStore
@@ -41,12 +42,13 @@ class Claims:
 
     def __init__(
         self, store: SharedStore, table: HoldingTable, mailbox: Mailbox, scheduler: Scheduler,
-        *, lifecycle: Lifecycle, clock: Clock, entropy: Entropy,
+        *, places: SharedPlaces, lifecycle: Lifecycle, clock: Clock, entropy: Entropy,
     ) -> None:  # fmt: skip
         self._store = store
         self._table = table
         self._mailbox = mailbox
         self._scheduler = scheduler
+        self._places = places
         self._lifecycle = lifecycle
         self._clock = clock
         self._entropy = entropy
@@ -147,14 +149,15 @@ class Claims:
             self._scheduler.elsewhere = ASSUMED_ELSEWHERE if known else 0
             self._lifecycle.residence.crowded()  # it is not known that none waits: who only waits itself may go to sleep
             return
-        claimed = await self._store.claim(known, min(free, CLAIM_MAX), self._clock.now())
+        users = self._places.users
+        claimed = await self._store.claim(known, min(free, CLAIM_MAX), self._clock.now(), users)
         self._scheduler.elsewhere = ASSUMED_ELSEWHERE if claimed.more else 0
         entries = self._table.place(claimed.held)
         await self._read_ahead(entries)
         for entry in entries:
             if not entry.lost:
                 self._lifecycle.go_on(entry)
-        if claimed.more:
+        if claimed.more or (users is not None and any(held.run.user is not None for held in claimed.held)):
             self.work()
         if claimed.next_due is not None:
             self.expect(claimed.next_due)

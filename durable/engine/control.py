@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from durable.core.commands import Command
 from durable.engine.entry import Entry
@@ -56,12 +57,12 @@ class Control:
             assert self._sharing is not None
             await self._sharing.send(run_id, command, self._check_open)
 
-    async def retry(self, run_id: str) -> None:
-        """Try a failed run again."""
+    async def retry(self, run_id: str, letter_retries: int | None = None) -> None:
+        """Try a failed run again; see `Revive.letter_retries`."""
         self._check_open()
         for left in reversed(range(TRIES)):
             try:
-                return await self._decided(run_id, self._revival.revive)
+                return await self._decided(run_id, partial(self._revival.revive, letter_retries=letter_retries))
             except HeldElsewhere:  # one of the family is not yet cancelled
                 if not left:
                     raise TransitionError(f"run {run_id} cannot be retried yet: its family is still at work") from None

@@ -6,7 +6,7 @@ Law: it opens and closes the parts in order; rules live in `core/`, and what fol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from durable.clock import Clock, Entropy
@@ -18,10 +18,12 @@ from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.lacking import lacking
+from durable.engine.observing import Observing
 from durable.engine.parts import Calls, Given, Parts
 from durable.engine.reading import Reading
 from durable.engine.recovery import load
 from durable.engine.residence import QUEUED_MAX
+from durable.engine.stats import Stats, take_stats
 from durable.engine.stopping import stop_bodies
 from durable.errors import (
     AppNotOpenError,
@@ -30,6 +32,8 @@ from durable.errors import (
     StorageError,
     TransitionError,
 )
+from durable.events.hub import StreamStats
+from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
 from durable.tasks.definition import StartOptions, TaskDefinition
@@ -41,16 +45,20 @@ class Engine:
     """Executes the runs of a store."""
 
     def __init__(
-        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy, *, execute: bool = True
-    ) -> None:
+        self, store: Store, config: Config, limits: Limits, clock: Clock, entropy: Entropy,
+        *, execute: bool = True, find_observers: Callable[[], Sequence[Observer]] = tuple,
+    ) -> None:  # fmt: skip
         codec = TaggedJson(config.payload)
         register_children(codec)
+        self._observing = Observing(find_observers, codec=codec, clock=clock, store=store, now_going=self._now_going)
         self._given = Given(
-            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute
-        )
+            store=store, config=config, limits=limits, clock=clock, entropy=entropy, codec=codec, execute=execute,
+            observing=self._observing,
+        )  # fmt: skip
         self._parts: Parts
-        self._reading = Reading(store, self._given.hub, self._is_over)
+        self._reading = Reading(store, self._given.hub, clock, self._is_over)
         self._state = "new"
+        self._opened_at = 0.0
         self._bringing: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._task_defined: Callable[[TaskDefinition], None] | None = None
@@ -79,6 +87,17 @@ class Engine:
     def on_step(self, called: Callable[[str, Call], None] | None) -> None:
         self._given.on_step = called
 
+    @property
+    def limits(self) -> Limits:
+        """What is let in and how much runs at once."""
+        return self._given.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._given.limits = limits
+        if (parts := getattr(self, "_parts", None)) is not None:
+            parts.limits_changed()
+
     # --- opening and closing ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -86,12 +105,15 @@ class Engine:
         if self._state in ("opening", "open", "closing"):
             raise AppNotOpenError(f"this application is {self._state} already")
         self._state = "opening"
+        self._opened_at = self._given.clock.now()
         try:
+            self._observing.prepare()
             await self._given.store.open()
             try:
                 await self._start_up()
             except BaseException:
                 await self._given.store.close()
+                await self._observing.close()
                 raise
         except BaseException:
             self._state = "closed"
@@ -100,6 +122,7 @@ class Engine:
     async def _start_up(self) -> None:
         calls = Calls(host=self, check_open=self._check_open, on_failure=self._store_failed, read=self._read_later)
         parts = self._parts = Parts(self._given, calls)
+        await self._observing.open()
         if parts.sharing is None:
             await self._take_over(parts)
         else:
@@ -112,15 +135,18 @@ class Engine:
         def task_defined(task: TaskDefinition) -> None:
             loop.call_soon_threadsafe(parts.task_defined, task.name)
 
+        if self._given.execute:
+            parts.keeper.open()
         self._task_defined = task_defined  # the registry holds it weakly: it lives as long as this engine
         on_new_task(task_defined)
 
     async def _take_over(self, parts: Parts) -> None:
         """Let every run go on that had not ended: the store is this process's own."""
         given = self._given
-        now = given.clock.now()
+        now, began = given.clock.now(), given.clock.monotonic()
         due = RunFilter(open=True, due_by=now)
-        left = await load(given.store, parts.table, due, given.limits.max_running, QUEUED_MAX)
+        left = await load(given.store, parts.table, due, given.slots, QUEUED_MAX)
+        self._observing.scanned(len(parts.table), given.clock.monotonic() - began)
         parts.residence.open(now, await given.store.next_due(now))
         parts.pipeline.open()
         self._state = "open"
@@ -157,9 +183,10 @@ class Engine:
         parts, settings = self._parts, self._given.config.engine
         services = parts.services
         services.closing.set()
-        parts.scheduler.closed = True
+        parts.scheduler.close()
         if self._bringing is not None:
             self._bringing.cancel()
+        await parts.keeper.close()
         if parts.sharing is not None:
             await parts.sharing.stop()
         await parts.residence.close()
@@ -186,10 +213,11 @@ class Engine:
             for entry in parts.table:
                 entry.tell(ShuttingDownError("the application was closed before the run ended: the next open goes on"))
                 entry.definition = None  # who closed an application may keep it, and need not keep its tasks
-            self._given.hub.wake_all()
+            self._given.hub.close()
             self._task_defined = None
             await services.invoker.close()
             await self._given.store.close()
+            await self._observing.close()
 
     def _store_failed(self, error: StorageError) -> None:
         """The store takes nothing more: stop the bodies and tell everybody who waits."""
@@ -290,26 +318,41 @@ class Engine:
                 entry.waiters.remove(waiter)
             self._parts.lifecycle.let_go(entry)
 
-    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(
+        self, run_id: str, after: int, *, steps: bool = True, heartbeat: float | None = None
+    ) -> AsyncGenerator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
-        return self._reading.records(run_id, after)
+        return self._reading.records(run_id, after, steps=steps, heartbeat=heartbeat)
+
+    def streams(self) -> StreamStats:
+        """How much is followed."""
+        return self._given.hub.statistics()
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""
         return await self._reading.children_of(run_id)
 
-    def statistics(self) -> dict[str, Any]:
-        """How much is going on."""
+    def _now_going(self) -> tuple[int, int, int]:
+        scheduler = self._parts.scheduler
+        return scheduler.running, scheduler.queued, len(self._given.hub)
+
+    def statistics(self) -> dict[str, int]:
+        """How much is in memory: nothing is left of what has come to its end."""
         scheduler = self._parts.scheduler
         return {
             "loaded": len(self._parts.table),
             "running": scheduler.running,
             "queued": scheduler.queued,
             "orphaned": self._parts.lifecycle.orphaned,
-            "orphans": self._parts.lifecycle.orphans,
             "recovering": scheduler.recoveries.inside + scheduler.recoveries.waiting,
             "subscribers": len(self._given.hub),
         }
+
+    async def stats(self) -> Stats:
+        """How much is going on, and what happened since the opening."""
+        return await take_stats(
+            self._given, self._parts, opened_at=self._opened_at, is_closing=self._state == "closing"
+        )
 
     # --- control ----------------------------------------------------------------------------------------------------------------
 
@@ -329,9 +372,13 @@ class Engine:
         """Try a failed run again."""
         await self._parts.control.retry(run_id)
 
-    async def discard_run(self, run_id: str) -> None:
+    async def retry_letter(self, run_id: str) -> None:
+        """Try a failed run again as a dead letter, which may happen only so often."""
+        await self._parts.control.retry(run_id, self._given.limits.dead_letter_retries)
+
+    async def discard_run(self, run_id: str, reason: str | None = None) -> None:
         """Take a dead letter off the list."""
-        await self._parts.control.command(run_id, Discard())
+        await self._parts.control.command(run_id, Discard(reason))
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""

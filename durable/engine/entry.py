@@ -14,6 +14,7 @@ from durable.core.commands import Command
 from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
+from durable.guard.queue import Turn
 from durable.tasks.definition import TaskDefinition
 from durable.tasks.host import UserContext
 
@@ -76,6 +77,7 @@ class Entry:
 
     __slots__ = (
         "awaited",
+        "awaits",
         "branches",
         "children",
         "counted",
@@ -91,7 +93,6 @@ class Entry:
         "owned",
         "parent",
         "place",
-        "remote",
         "restored",
         "run",
         "settled",
@@ -121,8 +122,8 @@ class Entry:
         self.slot = False
         #: Whether that one counts: not that of a run which another holds one for.
         self.counted = False
-        #: Its place in the queue for a slot; 0 when it does not wait for one.
-        self.place = 0
+        #: Its place in the queue for a slot; None when it does not wait for one.
+        self.place: Turn[Entry] | None = None
         #: Bodies that wait for the end of this run.
         self.awaited = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -134,8 +135,8 @@ class Entry:
         self.watchers: list[Entry] = []
         #: How many of its children have come to the queue for a slot: each comes a little later than the one before.
         self.branches = 0
-        #: What the body that awaits this run records of its end, in the same commit.
-        self.on_end: Callable[[Run], Command | None] | None = None
+        #: What the calls of its parent's body that await this run record of its end, in the same commit.
+        self.on_end: tuple[Callable[[Run], Command | None], ...] = ()
         #: Its records, where they were read ahead for its recovery.
         self.history: list[Record] | None = None
         #: Keeps the task alive that nothing else may hold: one that was made in an expression.
@@ -152,8 +153,12 @@ class Entry:
         self.epoch = 1
         #: Whether another process may have changed the run: nothing that was decided here counts any more.
         self.lost = False
-        #: Children that its body awaits and that others hold, by their id, each as it was when last heard of.
-        self.remote: dict[str, Entry] = {}
+        #: Children that its body awaits, by their id, each as it was when last heard of: others may hold it.
+        self.awaits: dict[str, Entry] = {}
+
+    def outcome(self, run: Run) -> Command | None:
+        """What the body that awaits this run, which has ended like this, records of that; None where it says so itself."""
+        return next((command for on_end in self.on_end if (command := on_end(run)) is not None), None)
 
     def watch(self, watcher: Entry) -> None:
         """Keep a run loaded that is to be told of this one's end."""

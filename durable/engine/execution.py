@@ -231,4 +231,4 @@ class Execution(Attempt):
         run = self.entry.run
         record = Record(run.run_id, run.seq, Kind.EVENT, self.services.clock.now(), run.attempt, name, payload=payload)
         record.head = {"ephemeral": True}
-        self.services.hub.publish(record)
+        self.services.hub.publish_ephemeral(record)

@@ -56,7 +56,7 @@ class Following:
             if not is_here:
                 run = await self._find(run_id)
                 if run is None:
-                    raise RunNotFoundError(f"no run has the id {run_id!r} in this store")
+                    raise _unknown(run_id)
                 if run.ended:
                     return run
             return await waiter
@@ -78,6 +78,15 @@ class Following:
                 if not error.retryable:
                     raise
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _missed(self, run_id: str) -> None:
+        """The run was not found: it was forgotten, or it is on a shard that is away."""
+        self._hub.look_again((run_id,))
+        with suppress(StorageError):  # who waits goes on waiting
+            if await self._store.find(run_id) is None:
+                for waiter in self._waiting.get(run_id, ()):
+                    if not waiter.done():
+                        waiter.set_exception(_unknown(run_id))
 
     def told(self, run: Run) -> None:
         """The run has ended, durably."""
@@ -135,12 +144,19 @@ class Following:
             await asyncio.sleep(RETRY_SECONDS)
             self._look_at(run_ids)
             return
+        for run_id in run_ids:
+            if run_id not in found:
+                await self._missed(run_id)
         for run_id, held in found.items():
             if held.run.ended:
                 self.told(held.run)
-            if held.run.seq > self._seen.get(run_id, 0) and run_id in self._hub.followed:
+            if held.run.seq > self._seen.get(run_id, 0) and self._hub.is_followed(run_id):
                 self._seen[run_id] = held.run.seq
                 self._hub.look_again((run_id,))
+
+
+def _unknown(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(f"no run has the id {run_id!r} in this store")
 
 
 def batched(run_ids: Iterable[str], size: int) -> Iterator[list[str]]:

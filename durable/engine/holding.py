@@ -19,9 +19,12 @@ from durable.engine.residence import Residence
 from durable.engine.table import Table
 from durable.errors import DurableError
 from durable.store.shared import Held, SharedStore
+from durable.tasks.host import UserContext
 
 logger = logging.getLogger("durable.engine")
 
+#: Identities of runs that wait in the store, kept for when they are claimed here; the oldest go first.
+IDENTITIES_MAX = 10_000
 #: A run that is due again within so many seconds is kept.
 KEEP_SECONDS = 5.0
 
@@ -42,6 +45,7 @@ class HoldingTable(Table):
         self._parting: set[str] = set()
         self._freed: Callable[[], None] = lambda: None
         self._releasing: asyncio.Task[None] | None = None
+        self._identities: dict[str, UserContext] = {}
         #: Called with a run that nobody needs in memory any more who did.
         self.let_go: Callable[[Entry], None] = lambda entry: None
 
@@ -127,11 +131,22 @@ class HoldingTable(Table):
         parent = None
         if owned and run.attached and run.parent_id is not None and not run.ended:
             parent = self.held(run.parent_id)
-        entry = Entry(run, parent=parent)
+        entry = Entry(run, self._identities.pop(run.run_id, None) if owned else None, parent)
         entry.epoch, entry.owned = held.epoch, owned
         entry.settled, entry.restored = run.ended, run.started_at is not None
+        if parent is not None and (known := parent.awaits.get(run.run_id)) is not None:
+            entry.on_end = known.on_end
+            parent.awaits[run.run_id] = entry  # the body that awaits it is told by this one
         self.add(entry)
         return entry
+
+    def drop(self, entry: Entry) -> list[Entry]:
+        """See `Table.drop`. Whose run it is that waits in the store for a slot, nobody else knows."""
+        if entry.identity is not None and not entry.owned and not entry.run.ended:
+            self._identities[entry.run.run_id] = entry.identity
+            if len(self._identities) > IDENTITIES_MAX:
+                del self._identities[next(iter(self._identities))]
+        return super().drop(entry)
 
     # --- letting go ---------------------------------------------------------------------------------------------------------------
 
@@ -192,6 +207,16 @@ class HoldingResidence(Residence):
         if entry.owned and (entry.place or entry.identity is not None or self._is_soon(entry.run)):
             return
         self._dismiss(entry)
+
+    def hand_back(self, entry: Entry) -> bool:
+        """Let others have a run that waits for a slot, if it may go on elsewhere; whether it does."""
+        may = (
+            entry.owned and entry.identity is None and not (entry.awaited or entry.children or entry.held or entry.slot)
+        )
+        if not may or entry.task is not None or not self.pipeline.is_durable(entry):
+            return False
+        self._dismiss(entry)
+        return True
 
     def _is_soon(self, run: Run) -> bool:
         return run.due is not None and run.due - self._clock.now() < KEEP_SECONDS

@@ -99,7 +99,7 @@ class Kinship:
         told: list[Wish] = [(watcher, told_of_end(run)) for watcher in watchers]
         if parent is not None and (run.joined or parent.run.asleep):
             told.append((parent, told_of_end(run, counts=run.joined)))
-        elif parent is not None and entry.on_end is not None and (command := entry.on_end(run)) is not None:
+        elif parent is not None and (command := entry.outcome(run)) is not None:
             told.append((parent, command))
         return told
 
@@ -128,6 +128,7 @@ class Kinship:
         create = creation(task, options, encoded, run.user)
         create.timeout = create.timeout or self._settings.default_timeout_seconds
         create.attached = create.joined = True
+        create.trace = run.attempt_trace
         run_id = self.starter.make_id(run.run_id)
         return ((entry, Coordinate(run_id)), *self.starter.enter(run_id, create, entry, entry.identity))
 
@@ -194,6 +195,7 @@ class Kinship:
         """Return the children that come into being; `others` gets the runs that the keys of the rest name, held."""
         own: list[tuple[Child[Any], Create]] = []
         named: dict[tuple[str | None, str], tuple[Child[Any], Create]] = {}
+        known: set[str] = set()
         for child, create in children:
             if create.key is None:
                 own.append((child, create))
@@ -210,8 +212,11 @@ class Kinship:
                 continue
             self._refuse_ancestor(entry, holder.run_id, create)
             child.stands_for(holder.run_id)
+            if holder.run_id in known:
+                continue
+            known.add(holder.run_id)
             other = await self._named(holder)
-            if other is not None and other not in others:
+            if other is not None:
                 others.append(other)
                 if isinstance(other, Entry):
                     other.held += 1
@@ -219,8 +224,8 @@ class Kinship:
 
     async def _named(self, holder: Run) -> Target | None:
         """The run that a key names, as whom to tell: what another process may go on with meanwhile is sent a message."""
-        if self.holding is not None and not holder.ended:
-            return holder.run_id
+        if self.holding is not None:
+            return Entry(holder) if holder.ended else holder.run_id
         return await patiently(partial(self._table.load, holder.run_id))
 
     def _refuse_ancestor(self, entry: Entry, run_id: str, create: Create) -> None:
@@ -265,13 +270,13 @@ class Kinship:
         run_id, _ = await self.starter.start(task, options, arguments, Parentage(parent, attached, note))
         return run_id
 
-    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+    def give_up(self, parent: Entry, note: Command, run_id: str | None, *, is_own: bool) -> None:
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         child = None if run_id is None else self._table.get(run_id)
         cancel = Cancel("the parent no longer waits for it")
         if child is not None and child.parent is parent and not child.run.ended:
             self.pipeline.stage(parent, note, (child, cancel))
-        elif run_id is not None and run_id in parent.remote:
+        elif run_id is not None and is_own and self.holding is not None:
             self.pipeline.stage(parent, note, (run_id, cancel))
         else:
             self.pipeline.stage(parent, note)
@@ -284,21 +289,26 @@ class Kinship:
         """The child that a body is about to await; of one that another process holds, what is known of it."""
         if self.holding is None:
             return await self._table.load(child_id)
+        if (known := parent.awaits.get(child_id)) is not None:
+            return known  # another call awaits it already
         if (child := self.holding.held(child_id)) is not None and child.parent is parent:
             return child
-        child = parent.remote[child_id] = Entry(Run(child_id))  # before it is read: from here on its end is not missed
-        found = await self._store.find(child_id)
-        if found is None or found.ended:
-            parent.remote.pop(child_id, None)
-            return None
-        for taken in await self.holding.take([child_id]):  # nobody has it: it goes on here, in the slot of its parent
-            parent.remote.pop(child_id, None)
-            self.go_on(taken)
-            return taken
-        if not child.run.ended:
-            child.run.become(found)
-        child.parent = parent
-        return child
+        # Before it is read: from here on its end is not missed.
+        stand_in = parent.awaits[child_id] = Entry(Run(child_id))
+        try:
+            found = await self._store.find(child_id)
+            if found is None or found.ended or not found.attached or found.parent_id != parent.run.run_id:
+                return None
+            for taken in await self.holding.take([child_id]):
+                self.go_on(taken)  # nobody had it: it goes on here, in the slot of its parent
+                return taken
+            if not stand_in.run.ended:
+                stand_in.run.become(found)
+            stand_in.parent = parent
+            return parent.awaits[child_id]
+        finally:
+            if stand_in.parent is None and parent.awaits.get(child_id) is stand_in:
+                del parent.awaits[child_id]
 
     async def end_children(self, run_id: str, children: Sequence[Child[Any]]) -> None:
         """Give these children of a run their outcomes."""

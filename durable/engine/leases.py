@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from durable.clock import Entropy, fraction_of
+from durable.clock import Clock, Entropy, fraction_of
 from durable.engine.claims import Claims, known_tasks
 from durable.engine.pipeline import RETRY_SECONDS
 from durable.errors import DurableError, LeaseLostError, RepositoryUnavailableError
@@ -29,6 +29,7 @@ class Lease:
         store: one shard.
         forsake: stops all that goes on in runs that are held there.
         changed: called when the lease is lost, and when there is one again.
+        scanned: told how many runs of executors that are gone were freed, and how many seconds that took.
     """
 
     def __init__(
@@ -38,15 +39,20 @@ class Lease:
         entropy: Entropy,
         forsake: Callable[[], None],
         changed: Callable[[], None],
+        *,
+        clock: Clock,
+        scanned: Callable[[int, float], None],
     ) -> None:
         self._store = store
         self._claims = claims
         self._entropy = entropy
         self._forsake = forsake
         self._changed = changed
+        self._clock = clock
+        self._scanned = scanned
         #: Whether there is none.
         self.is_lost = False
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Become an executor, and begin to renew. A shard that is away is waited for beside the others."""
@@ -56,13 +62,17 @@ class Lease:
             logger.error("this process is no executor yet: %s", error)
             self.is_lost = True
             self._changed()
-        self._task = asyncio.create_task(self._keep(), name="durable-lease")
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="durable-lease"),
+            asyncio.create_task(self._sweep_often(), name="durable-sweep"),
+        ]
 
     async def close(self) -> None:
         """Be no executor any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:  # one that waits for a server that hangs takes longer to end than there is time
+            await asyncio.wait(self._tasks, timeout=max(self._store.lease_left, 0.0))
         try:
             async with asyncio.timeout(max(self._store.lease_left, 0.0)):
                 await self._store.leave()
@@ -83,7 +93,6 @@ class Lease:
             if not await self._renewed() or self.is_lost:  # given up meanwhile by who was about to write
                 self.give_up()
                 await self._come_back()
-            await self._sweep()
 
     async def _renewed(self) -> bool:
         """Renew in time, trying again while there is time."""
@@ -130,21 +139,22 @@ class Lease:
         self._changed()
         self._claims.all()
 
+    async def _sweep_often(self) -> None:
+        """Free what executors held that are gone; beside the renewals, which wait for nothing else, and not all executors at once."""
+        pause = self._store.lease_seconds / RENEWALS
+        while True:
+            await asyncio.sleep(pause * (1 + fraction_of(self._entropy.token_bytes(7)) / 4))
+            if not self.is_lost:
+                await self._sweep()
+
     async def _sweep(self) -> None:
-        """Free what executors held that are gone; a little later than others, so that not all do it at once."""
-        await asyncio.sleep(fraction_of(self._entropy.token_bytes(7)) * self._store.lease_seconds / RENEWALS / 4)
-        sweeping = asyncio.ensure_future(self._store.sweep())
+        began = self._clock.monotonic()
         try:
-            # A server that hangs must not keep this process from seeing that its own lease has passed.
-            await asyncio.wait((sweeping,), timeout=max(self._store.lease_left, 0.0))
-            if not sweeping.done():
-                return
-            freed = sweeping.result()
+            freed = await self._store.sweep()
         except Exception as error:  # noqa: BLE001 - the same
             logger.warning("runs of executors that are gone cannot be freed now: %s", error)
             return
-        finally:
-            sweeping.cancel()
+        self._scanned(freed, self._clock.monotonic() - began)
         if freed:
             logger.warning("%d runs of executors that are gone were freed", freed)
             self._claims.work()

@@ -48,11 +48,11 @@ class Lifecycle:
     offer: Callable[[Entry], None]
     #: Why a run goes on that was executing elsewhere: its process has ended; or, where runs are shared, its lease has passed.
     lost_by: str = "crash"
-    #: Where runs are shared: told of the end of a run.
-    ended: Callable[[Run], None] | None = None
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        #: Told of the end of each run.
+        self.ended: list[Callable[[Run], None]] = []
         #: Runs whose task no imported module defines, by task.
         self._orphans: dict[str, dict[Entry, None]] = {}
         #: Bodies that ignored being cancelled.
@@ -206,9 +206,11 @@ class Lifecycle:
         """The run waits until a module is imported that defines its task, in its version."""
         run = entry.run
         orphans = self._orphans.setdefault(run.task, {})
+        self.scheduler.forget(entry)
         if run.due is not None and entry not in orphans:
             version = "" if run.version is None else f" in version {run.version!r}"
-            logger.warning("run %s waits: no imported module defines its task %r%s", run.run_id, run.task, version)
+            said = "run %s waits: no imported module defines its task %r%s"
+            logger.warning(said, run.run_id, run.task, version, extra={"run_id": run.run_id})
         orphans[entry] = None
 
     @property
@@ -242,6 +244,7 @@ class Lifecycle:
         identity = entry.identity or (UserContext(entry.run.user) if entry.run.user else None)
         if identity is not None:
             context.run(current_identity.set, identity)
+        self.services.observing.enter(context, entry.run.run_id)
         previous = entry.task
         entry.task = self._loop.create_task(self._attempt(entry, definition, record, previous), context=context)
         # One that is cancelled before it has begun says nothing itself.
@@ -265,7 +268,8 @@ class Lifecycle:
                 if not handled:
                     return
         except DurableError as error:
-            logger.error("run %s cannot be executed now: %s", entry.run.run_id, error)
+            run_id = entry.run.run_id
+            logger.error("run %s cannot be executed now: %s", run_id, error, extra={"run_id": run_id})
         finally:
             self._over(entry, task)
 
@@ -318,7 +322,7 @@ class Lifecycle:
             return
         logger.warning(
             "the body of run %s (task %s) ignores that it was stopped; it is abandoned and can record nothing more",
-            entry.run.run_id, entry.run.task,
+            entry.run.run_id, entry.run.task, extra={"run_id": entry.run.run_id},
         )  # fmt: skip
         self.abandoned.add(task)
         task.add_done_callback(self.abandoned.discard)
@@ -346,8 +350,8 @@ class Lifecycle:
                 if not waiter.done():
                     waiter.set_result(ended)
             entry.waiters.clear()
-        if self.ended is not None:
-            self.ended(run)
+        for told in self.ended:
+            told(run)
         self.closing.close(entry)
         parent, entry.parent = entry.parent, None  # the parent may leave memory, and come back as another entry
         if parent is not None:

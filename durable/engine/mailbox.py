@@ -79,16 +79,17 @@ class Mailbox:
 
     async def _child_ended(self, entry: Entry, command: ChildEnded, answer: Answer) -> None:
         """A child has ended that another executor had: the body that awaits it here records what came of it."""
-        stand_in = entry.remote.get(command.child_id)
-        child = None if stand_in is None else await self._store.find(command.child_id)
-        if stand_in is not None and child is not None and entry.remote.get(command.child_id) is stand_in:
-            stand_in.run.become(child)  # from here on the body is not put to sleep before it knows
-            outcome = None if stand_in.on_end is None else stand_in.on_end(child)
+        child = await self._store.find(command.child_id) if command.child_id in entry.awaits else None
+        known = entry.awaits.get(command.child_id)
+        if known is not None and child is not None and child.ended:
+            if not known.run.ended:
+                known.run.become(child)  # from here on the body is not put to sleep before it knows
+            outcome = known.outcome(child)
             if outcome is not None:
                 self._pipeline.stage(entry, outcome, answer=answer)
                 return
         self._pipeline.stage(entry, command, answer=answer)
-        if child is not None:
+        if child is not None and child.ended:  # else it has been tried again since
             self._following.told(child)
 
     async def _settle(self, entries: list[Entry]) -> None:

@@ -52,7 +52,7 @@ async def run_child(
             # Nothing is awaited here: on replay there would be nothing to await.
             note = attempt.outcome_note(call, Kind.STEP_CANCELLED, None, wait.head)
             wait.is_recorded = True  # a call has one outcome: what the child's end says comes too late
-            attempt.services.families.give_up(attempt.entry, note, wait.child_id)
+            attempt.services.families.give_up(attempt.entry, note, wait.child_id, is_own=wait.is_own)
         raise
 
 
@@ -65,6 +65,8 @@ class ChildWait:
         self.child_id = child_id
         #: Whether the outcome of the call is on its way.
         self.is_recorded = False
+        #: Whether the child is known to belong to this run, and has not ended.
+        self.is_own = False
         self.outcome = attempt.delivery.expect(call)
 
     @property
@@ -98,18 +100,22 @@ class ChildWait:
         assert self.child_id is not None
         attempt, services = self._attempt, self._attempt.services
         child = await patiently(partial(services.families.awaited, attempt.entry, self.child_id))
-        if child is None or child.run.ended or child.parent is not attempt.entry:
+        if child is None or child.parent is not attempt.entry:
             if child is not None:
                 services.families.let_go(child)
             return await self._told()  # a run that only its key names does not know of this one, and could not wake it
-        child.on_end = self._on_end
-        attempt.awaited[self._call] = child
+        awaits = attempt.entry.awaits
+        awaits[self.child_id] = child
+        child.on_end += (self._on_end,)
         try:
             with attempt.pausing():
                 return await self._told()
         finally:
-            del attempt.awaited[self._call]
-            attempt.entry.remote.pop(self.child_id, None)
+            child = awaits[self.child_id]  # it may have left this process, and come back as another entry
+            child.on_end = tuple(on_end for on_end in child.on_end if on_end != self._on_end)
+            self.is_own = not child.run.ended
+            if not child.on_end:
+                del awaits[self.child_id]
 
     async def _told(self) -> Run:
         return await patiently(partial(self._attempt.services.host.wait_ended, str(self.child_id)))

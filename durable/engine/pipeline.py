@@ -17,8 +17,9 @@ from durable.core.commands import Command
 from durable.core.decide import decide
 from durable.core.messages import Answer, Message
 from durable.core.records import ENDS, Kind, Record
-from durable.core.run import apply
+from durable.core.run import Run, apply
 from durable.engine.entry import Entry, Unit
+from durable.engine.lanes import UNIT_BYTES_MAX, Lane, size_of
 from durable.errors import (
     DurableError,
     LeaseLostError,
@@ -35,34 +36,16 @@ logger = logging.getLogger("durable.engine")
 RETRY_SECONDS = 0.5
 #: Kinds of record that may mean something for other runs.
 ENTAILING = ENDS | {Kind.CHILDREN_STARTED, Kind.CHILD_ENDED}
-#: A unit becomes one frame of the log: with this many bytes in it, the next record of its run goes into another unit.
-UNIT_BYTES_MAX = 8 * 1024 * 1024
 
 
 #: What a command is for: a run in hand, or the id of one that another process may hold.
 Target = Entry | str
 #: A command for a run, to be staged together with others.
 Wish = tuple[Target, Command]
+#: Turns a command into records: see `core.decide`.
+Decide = Callable[[Run, Command, float, int], list[Record]]
 #: Hands units to the store; returns for each None, or why it was refused.
 Commit = Callable[[Sequence[Unit]], Awaitable[Sequence[DurableError | None]]]
-
-
-class Lane:
-    """Units that are committed one batch after another. What is in other lanes does not wait for them."""
-
-    __slots__ = ("busy", "pending", "wake", "worker")
-
-    def __init__(self) -> None:
-        self.pending: list[Unit] = []
-        #: Whether a batch is on its way, or being published.
-        self.busy = False
-        self.wake: asyncio.Future[None] | None = None
-        self.worker: asyncio.Task[None] | None = None
-
-    def kick(self) -> None:
-        """There is something to do."""
-        if self.wake is not None and not self.wake.done():
-            self.wake.set_result(None)
 
 
 class Pipeline:
@@ -74,6 +57,7 @@ class Pipeline:
         entailed: tells, for a record of one of the kinds `ENTAILING`, what it means for other runs.
         on_failure: called once, when the store takes nothing more.
         on_refused: called for each run of a unit that the store refused, or will not take in time.
+        on_lost: called with the id of each run that others may hold by now.
         check_lease: called before each commit; loses the runs that others may hold by now.
         lanes: in how many lanes; runs of one family are in the same.
         lane_of: tells a run's lane from its id.
@@ -90,10 +74,12 @@ class Pipeline:
         entailed: Callable[[Entry, Record], Iterable[Wish]],
         on_failure: Callable[[StorageError], None],
         on_refused: Callable[[Entry], None] = lambda entry: None,
+        on_lost: Callable[[str], None] = lambda run_id: None,
         check_lease: Callable[[], None] = lambda: None,
         patience_seconds: float | None = None,
         lanes: int = 1,
         lane_of: Callable[[str], int] | None = None,
+        decide: Decide = decide,
     ) -> None:
         self._hand_over = commit
         self._clock = clock
@@ -102,6 +88,9 @@ class Pipeline:
         self._entailed = entailed
         self._on_failure = on_failure
         self._on_refused = on_refused
+        self._on_lost = on_lost
+        #: What turns commands into records.
+        self.decide = decide
         #: To be called before anything is done that counts only while the lease lasts.
         self.check_lease = check_lease
         self._patience_seconds = patience_seconds
@@ -145,7 +134,7 @@ class Pipeline:
         """
         if self.failure is not None or self._closed or entry.lost:
             self._check(entry)
-        decided = decide(entry.run, command, self._clock.now(), self._records_max)
+        decided = self.decide(entry.run, command, self._clock.now(), self._records_max)
         staged: list[tuple[Entry, Record]] = []
         messages: list[Message] = []
         work = deque(further)
@@ -161,7 +150,7 @@ class Pipeline:
                     continue
                 if other.lost:
                     self._check(other)
-                self._take(other, decide(other.run, command, self._clock.now(), self._records_max), staged, work)
+                self._take(other, self.decide(other.run, command, self._clock.now(), self._records_max), staged, work)
         except BaseException:
             for other, run in before:
                 other.run.become(run)
@@ -218,7 +207,7 @@ class Pipeline:
         """Put records into the unit of their runs, where it is one and has room, else into a new one at the end."""
         size, unit, mixed = 0, first.unit, connection is not None
         for entry, record in staged:
-            size += _size(record)
+            size += size_of(record)
             if entry.unit is not None and entry.unit is not unit:
                 mixed = mixed or unit is not None
                 unit = entry.unit
@@ -340,6 +329,7 @@ class Pipeline:
     def lose(self, entry: Entry) -> None:
         """The run may be in other hands: nothing that was decided here and is not durable counts, nor what is decided from now on."""
         entry.lost = self._some_lost = True
+        self._on_lost(entry.run.run_id)
 
     def _without_lost(self, units: list[Unit]) -> list[Unit]:
         """The units that concern no lost run. Refusing one loses those that share it with a lost run."""
@@ -376,12 +366,6 @@ class Pipeline:
 
 def _entries(wishes: Iterable[Wish]) -> Iterator[Entry]:
     return (target for target, _ in wishes if isinstance(target, Entry))
-
-
-def _size(record: Record) -> int:
-    """About how many bytes it will have."""
-    size = 256 + len(record.payload or b"") + len(record.ident)
-    return size + 4 * len(record.head["traceback"]) if "traceback" in record.head else size
 
 
 def _outcome_unknown(error: StorageError) -> DurableError:

@@ -72,7 +72,8 @@ async def _history(services: Services, entry: Entry, record: Record, anew: bool)
         try:
             return await services.store.history(entry.run.run_id)
         except RepositoryUnavailableError as error:
-            logger.warning("run %s waits for its history: %s", entry.run.run_id, error)
+            run_id = entry.run.run_id
+            logger.warning("run %s waits for its history: %s", run_id, error, extra={"run_id": run_id})
         await asyncio.sleep(wait)
         wait = min(2 * wait, WAIT_SECONDS_MAX)
 

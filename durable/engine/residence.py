@@ -113,7 +113,8 @@ class Residence:
         self._soon = None
         if self.scheduler.closed:
             return
-        for entry in list(itertools.islice(self._long, self.scheduler.queued)):
+        helpful = (entry for entry in self._long if self.scheduler.frees_for_others(entry))
+        for entry in list(itertools.islice(helpful, self.scheduler.queued)):
             del self._long[entry]
             until = entry.execution.wakes_at if entry.execution is not None else None
             if until is not None and self._is_long(until):
@@ -132,7 +133,7 @@ class Residence:
             if not wanted or now - since < least:
                 return
             until = entry.execution.wakes_at if entry.execution is not None else None
-            if until is None or until - wall >= least:
+            if (until is None or until - wall >= least) and self.scheduler.frees_for_others(entry):
                 wanted -= self._free(entry)
 
     def _free(self, entry: Entry) -> bool:

@@ -19,7 +19,7 @@ from durable.engine.holding import HeldElsewhere
 from durable.engine.kinship import Kinship, told_of_end
 from durable.engine.pipeline import Wish
 from durable.engine.services import patiently
-from durable.errors import RunNotFoundError
+from durable.errors import LeaseLostError, RunNotFoundError
 
 #: How long to wait before looking again at a child that others are about to close, seconds.
 AGAIN_SECONDS = 0.02
@@ -31,11 +31,12 @@ class Revival:
     def __init__(self, kinship: Kinship, closing: Closing) -> None:
         self._kinship = kinship
         self._closing = closing
-        self._lock = asyncio.Lock()
+        #: Held while a family is tried again. Where no other process writes, who holds it can forget runs that are over.
+        self.lock = asyncio.Lock()
 
-    async def revive(self, entry: Entry) -> None:
-        """Stage the retry of a run. Raises `TransitionError`."""
-        await self._revive(entry, None)
+    async def revive(self, entry: Entry, letter_retries: int | None = None) -> None:
+        """Stage the retry of a run; see `Revive.letter_retries`. Raises `TransitionError`, `LimitError`, `RunNotFoundError`."""
+        await self._revive(entry, None, letter_retries)
 
     async def revive_awaited(self, parent: Entry, run_id: str, note: Command) -> None:
         """Stage the retry of a child that a body awaited, and awaits again; `note` is what the body records of that.
@@ -45,7 +46,9 @@ class Revival:
         while True:
             try:
                 return await self._revive_awaited(parent, run_id, note)
-            except HeldElsewhere:
+            except (HeldElsewhere, LeaseLostError):  # the latter: one of the family has come into other hands
+                if parent.lost:
+                    raise
                 run = await self._kinship.find(run_id)
                 if run is None or not run.ended or run.status is Status.COMPLETED:
                     return None
@@ -62,19 +65,26 @@ class Revival:
             child.held -= 1
             self._kinship.let_go(child)
 
-    async def _revive(self, entry: Entry, first: tuple[Entry, Command] | None) -> None:
-        async with self._lock:
+    async def _revive(
+        self, entry: Entry, first: tuple[Entry, Command] | None, letter_retries: int | None = None
+    ) -> None:
+        may_be_gone = self._kinship.holding is None and first is None
+        async with self.lock:
             family: dict[Entry, list[Entry]] = {}
             try:
+                if may_be_gone and await self._kinship.find(entry.run.run_id) is None:
+                    raise RunNotFoundError(f"run {entry.run.run_id} was forgotten meanwhile (retention.closed_seconds)")
                 await self._gather(entry, family)
                 if first is not None and (not entry.run.ended or entry.run.status is Status.COMPLETED):
                     return
-                wishes = list(self._wishes(entry, family, by_parent=first is not None))
+                wishes = list(self._wishes(entry, family, by_parent=first is not None, letter_retries=letter_retries))
                 ties = [(child, parent) for parent, children in family.items() for child in children]
                 if first is not None:
                     wishes.insert(0, first)
                     ties.append((entry, first[0]))
                 self._stage(wishes, ties)
+                if may_be_gone:
+                    await self._kinship.pipeline.durable(entry)  # until then the store would let go of the run
             finally:
                 for children in family.values():
                     for child in children:
@@ -110,17 +120,19 @@ class Revival:
         if not run.closed or await patiently(partial(holding.has_mail, run.run_id)):
             raise HeldElsewhere(run.run_id)
 
-    def _wishes(self, entry: Entry, family: dict[Entry, list[Entry]], *, by_parent: bool) -> Iterator[Wish]:
+    def _wishes(
+        self, entry: Entry, family: dict[Entry, list[Entry]], *, by_parent: bool, letter_retries: int | None = None
+    ) -> Iterator[Wish]:
         run = entry.run
         failed = [child for child in family[entry] if child.run.ended and child.run.status is not Status.COMPLETED]
         coordinator = next((child.run for child in family[entry] if child.run.run_id == run.coordinator_id), None)
         if coordinator is not None:
-            yield entry, Revive(by_parent=by_parent)
+            yield entry, Revive(0, by_parent, letter_retries)
             yield entry, Coordinate(run.coordinator_id)
             if coordinator.status is Status.COMPLETED:  # elsewhere, while the run was being cancelled
                 yield entry, told_of_end(coordinator)
         else:
-            yield entry, Revive(len(failed), by_parent)
+            yield entry, Revive(len(failed), by_parent, letter_retries)
         for child in failed:
             yield from self._wishes(child, family, by_parent=True)
 

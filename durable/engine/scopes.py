@@ -32,15 +32,24 @@ def step_key(run_id: str, call: Call) -> str:
 class StepScope:
     """Code inside a step, or inside a recovery handler."""
 
-    __slots__ = ("_clock", "_entropy", "_host", "call", "label", "run_id", "transaction")
+    __slots__ = (
+        "_clock", "_entropy", "_host", "attempt", "call", "label", "replaying", "run_id", "task_name", "transaction",
+    )  # fmt: skip
 
-    def __init__(self, host: Host, clock: Clock, entropy: Entropy, run_id: str, call: Call, label: str) -> None:
+    def __init__(
+        self, host: Host, clock: Clock, entropy: Entropy, run_id: str, call: Call, label: str,
+        *, task_name: str, attempt: int,
+    ) -> None:  # fmt: skip
         self._host = host
         self._clock = clock
         self._entropy = entropy
         self.run_id = run_id
         self.call = call
         self.label = label
+        self.task_name = task_name
+        self.attempt = attempt
+        #: A step that runs is no repetition.
+        self.replaying = False
         #: Of the try that is running, where there is one.
         self.transaction: StepTransaction | None = None
 

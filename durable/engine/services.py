@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -13,10 +14,11 @@ from durable.codec import Codec
 from durable.config import EngineSettings
 from durable.core.commands import Command
 from durable.core.query import RunFilter
-from durable.core.records import Call
+from durable.core.records import Call, Record
 from durable.core.run import Run
 from durable.engine.entry import Entry
 from durable.engine.invoke import Invoker
+from durable.engine.observing import Observing
 from durable.engine.pipeline import RETRY_SECONDS, Pipeline
 from durable.engine.turns import Turns
 from durable.errors import StorageError
@@ -39,7 +41,7 @@ class Families(Protocol):
         """Start a run from within another; `note` is what the other records of it, durable together with it."""
         ...
 
-    def give_up(self, parent: Entry, note: Command, run_id: str | None) -> None:
+    def give_up(self, parent: Entry, note: Command, run_id: str | None, *, is_own: bool) -> None:
         """Record that a body no longer waits for a child, and cancel it; no run that is not its own."""
         ...
 
@@ -99,10 +101,15 @@ class Services:
     clock: Clock
     entropy: Entropy
     settings: EngineSettings
+    observing: Observing
     has_step: Callable[[str], bool]
     closing: asyncio.Event
     #: Called with a run once it does not repeat any more what it did before a crash.
     caught_up: Callable[[Entry], None]
+    #: Entered around the body of each attempt, given the run and whether it was recovered.
+    around: Callable[[Run, bool], AbstractContextManager[None]] | None = None
+    #: Called with the run's id where a call of its body is served from the record.
+    replayed: Callable[[str, Record], None] | None = None
     #: Keeps tasks alive that nobody waits for.
     background: set[asyncio.Task[None]] = field(default_factory=set)
     #: Called with the run's id and the call, before each try of a step's body; for tests that count.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from durable.clock import Clock, Entropy
-from durable.config import EngineSettings
+from durable.config import EngineSettings, Limits
 from durable.core.commands import Command
 from durable.core.messages import Message
 from durable.core.run import Run
@@ -22,8 +22,16 @@ from durable.engine.leases import Lease
 from durable.engine.lifecycle import Lifecycle
 from durable.engine.mailbox import Mailbox
 from durable.engine.pipeline import Pipeline
+from durable.engine.places import SharedPlaces
 from durable.engine.scheduler import Scheduler
-from durable.errors import DurableError, HistoryLimitError, LimitError, RepositoryUnavailableError, TransitionError
+from durable.errors import (
+    DurableError,
+    HistoryLimitError,
+    LimitError,
+    RepositoryUnavailableError,
+    RunNotFoundError,
+    TransitionError,
+)
 from durable.events.hub import Hub
 from durable.store.shared import Notice, Parcel, SharedStore, make_token
 
@@ -36,14 +44,20 @@ class Sharing:
 
     Arguments:
         execute: whether it executes runs, or only starts and watches them.
+        scanned: told of each look for runs of executors that are gone: how many there were, and how many seconds it took.
     """
 
-    def __init__(self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, *, execute: bool) -> None:
+    def __init__(
+        self, store: SharedStore, hub: Hub, clock: Clock, entropy: Entropy, limits: Limits,
+        *, execute: bool, scanned: Callable[[int, float], None],
+    ) -> None:  # fmt: skip
         self.store = store
         self._clock = clock
         self._entropy = entropy
         self._execute = execute
+        self._scanned = scanned
         self.table = HoldingTable(store)
+        self.places = SharedPlaces(store, limits)
         self.following = Following(store, hub, lambda run_id: self.table.held(run_id) is not None)
         self._heard: dict[str, asyncio.Event] = {}
         self._claims: Claims
@@ -62,17 +76,22 @@ class Sharing:
         self._lifecycle = lifecycle
         mailbox = Mailbox(self.store, self.table, pipeline, lifecycle, self.following)
         self._claims = Claims(
-            self.store, self.table, mailbox, scheduler, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy
-        )
+            self.store, self.table, mailbox, scheduler,
+            places=self.places, lifecycle=lifecycle, clock=self._clock, entropy=self._entropy,
+        )  # fmt: skip
         self._scheduler = scheduler
-        self._leases = [
-            Lease(shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed)
-            for number, shard in enumerate(self.store.shards)
-        ]
+        self._leases = [self._lease(number, shard) for number, shard in enumerate(self.store.shards)]
         lifecycle.offer, lifecycle.lost_by = self._offer, "stale"
         self.table.let_go = lifecycle.let_go
         self._residence.expect = self._claims.expect
-        lifecycle.ended = self.following.told
+        self.places.found, self.places.none_left = self._claims.work, self._hand_back
+        lifecycle.ended.append(self.following.told)
+
+    def _lease(self, number: int, shard: SharedStore) -> Lease:
+        return Lease(
+            shard, self._claims, self._entropy, partial(self._forsake_all, number), self._lease_changed,
+            clock=self._clock, scanned=self._scanned,
+        )  # fmt: skip
 
     async def open(self) -> None:
         """Begin to take part."""
@@ -82,6 +101,7 @@ class Sharing:
         if self._execute:
             for lease in self._leases:
                 await lease.open()
+            await self.places.open()
             self._claims.open()
 
     async def stop(self) -> None:
@@ -96,6 +116,7 @@ class Sharing:
             event.set()
         if self._execute:
             await self.table.released()
+            await self.places.close()
             for lease in self._leases:
                 await lease.close()
             self.store.notify(work=True)
@@ -150,7 +171,10 @@ class Sharing:
                     async with asyncio.timeout(self.store.poll_seconds):
                         await event.wait()
                 except TimeoutError:
-                    continue
+                    if await self.store.find(run_id) is None:
+                        raise RunNotFoundError(
+                            f"run {run_id} was forgotten before it answered (retention.closed_seconds)"
+                        ) from None
         finally:
             self._heard.pop(run_id, None)
         if answer.code:
@@ -172,6 +196,7 @@ class Sharing:
 
     def _noticed(self, notice: Notice) -> None:
         if notice.work:
+            self.places.look()
             self._claims.work()
         if notice.mail:
             self._claims.mail()
@@ -202,6 +227,14 @@ class Sharing:
         for entry in self.table:
             if entry.owned and self.store.shard_of(entry.run.run_id) == shard:
                 self._lifecycle.forsake(entry)
+        if shard == 0:  # where the ledger lies
+            self.places.forget()
+
+    def _hand_back(self, user: str | None) -> None:
+        """There is no place for this user, or for anybody: what waits here for one may begin elsewhere."""
+        waiting = [entry for entry in self.table if entry.place and (user is None or entry.run.user == user)]
+        if any([self._residence.hand_back(entry) for entry in waiting]):
+            self.store.notify(work=True)
 
     def _lease_changed(self) -> None:
         self._scheduler.paused = all(lease.is_lost for lease in self._leases)

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from durable.clock import Clock, Entropy
 from durable.codec import TaggedJson
 from durable.core.commands import Begin, Command, Create, Resume
-from durable.core.decide import decide
 from durable.core.ids import after_run_id, family_of, family_of_key, make_run_id
 from durable.core.retry import ONCE
 from durable.core.run import Run
 from durable.core.status import Status
+from durable.engine.entrance import Entrance
 from durable.engine.entry import Entry
 from durable.engine.holding import HoldingTable
 from durable.engine.pipeline import Pipeline, Wish
@@ -47,11 +47,12 @@ class Starter:
 
     def __init__(
         self, table: Table, *, store: Store, pipeline: Pipeline, scheduler: Scheduler,
-        codec: TaggedJson, clock: Clock, entropy: Entropy, timeout: float | None,
+        entrance: Entrance, codec: TaggedJson, clock: Clock, entropy: Entropy, timeout: float | None,
     ) -> None:  # fmt: skip
         #: Of an attempt, for tasks that set none.
         self._timeout = timeout
         self._table = table
+        self._entrance = entrance
         self._store = store
         self._pipeline = pipeline
         self._scheduler = scheduler
@@ -69,13 +70,14 @@ class Starter:
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], parentage: Parentage | None = None
     ) -> tuple[str, str | None]:
         """Start a run, or find the one that its key names; return its id and key."""
+        came = asyncio.get_running_loop().time()
         if parentage is None:
-            self._store.admit()
+            self._entrance.check_store(task.name, options.user)
         create = await self.prepare(task, options, arguments, None if parentage is None else parentage.entry)
         try:
             if create.key is None:
-                return await self._create(create, parentage), None
-            return await self._start_keyed(create, task, parentage), create.key
+                return await self._create(create, parentage, came), None
+            return await self._start_keyed(create, task, parentage, came), create.key
         except LeaseLostError as error:
             if parentage is not None:
                 raise
@@ -89,7 +91,7 @@ class Starter:
         """Start a run in the caller's transaction: it is there, and others find it, once the caller has committed."""
         if not is_shared(self._store):
             raise ConfigError("start(connection=...) needs a PostgreSQL store", key="connection")
-        self._store.admit()
+        self._entrance.check_store(task.name, options.user)
         create = await self.prepare(task, options, arguments)
         async with self.naming(create):
             for again in (False, True):
@@ -97,8 +99,10 @@ class Starter:
                 if existing is not None:
                     return existing.run_id, create.key
                 run_id = self.make_id(create=create)
+                if not again:
+                    await self._entrance.let_in_on(run_id, create)
                 run = Run(run_id)
-                records = decide(run, create, self._clock.now(), 1)
+                records = self._pipeline.decide(run, create, self._clock.now(), 1)
                 try:
                     await self._store.create_on(connection, Parcel(records, make_token(self._entropy)))
                 except ConflictError as error:  # another was quicker, and is known now that its transaction has ended
@@ -153,12 +157,12 @@ class Starter:
             return sha256(self._codec.canonical({"input": essential, "name": task.name, "userId": user})).hexdigest()
         return key
 
-    async def _start_keyed(self, create: Create, task: TaskDefinition, parentage: Parentage | None) -> str:
+    async def _start_keyed(self, create: Create, task: TaskDefinition, parentage: Parentage | None, came: float) -> str:
         assert create.key is not None
         async with self.naming(create):
             while (existing := await self.holder(create)) is None:
                 try:
-                    return await self._create(create, parentage)
+                    return await self._create(create, parentage, came)
                 except ConflictError:  # another process was quicker
                     if self.holding is None or parentage is not None:
                         raise
@@ -236,22 +240,37 @@ class Starter:
         self._last_id = after_run_id(self._last_id, made)
         return self._last_id
 
-    def enter(self, run_id: str, create: Create, parent: Entry | None, identity: UserContext | None) -> list[Wish]:
-        """Put a new run on the table; returns what has to be staged for it, with its beginning where a slot is free."""
+    def enter(
+        self,
+        run_id: str,
+        create: Create,
+        parent: Entry | None,
+        identity: UserContext | None,
+        let_in: Entry | None = None,
+    ) -> list[Wish]:
+        """Put a new run on the table; returns what has to be staged for it, with its beginning where a slot is free.
+
+        Arguments:
+            let_in: the run, where it was made already to be let in, with its slot if it has one.
+        """
         if parent is not None:
             create.parent_id = parent.run.run_id
             create.depth = parent.run.depth + 1 if create.attached else 0
-        run = Run(run_id, attached=create.attached, joined=create.joined)
-        entry = Entry(run, identity, parent if create.attached else None)
+        entry = let_in
+        if entry is None:
+            run = Run(run_id, attached=create.attached, joined=create.joined, user=create.user)
+            entry = Entry(run, identity, parent if create.attached else None)
         entry.definition = find_task(create.task)
         self._table.add(entry)
         wishes: list[Wish] = [(entry, create)]
         if create.key is not None:
             self._creating[create.user, create.key] = entry
         has_code = find_code(create.task, create.version) is not None
-        if has_code and not create.delay and self._scheduler.try_slot(entry):
+        if has_code and not create.delay and (entry.slot or (let_in is None and self._scheduler.try_slot(entry))):
             wishes.append((entry, Begin()))
         else:
+            if entry.slot:  # with which it was let in: its code is gone since
+                self._scheduler.release(entry)
             entry.owned = self.holding is None
         return wishes
 
@@ -260,6 +279,7 @@ class Starter:
         for entry, command in wishes:
             if type(command) is Create and isinstance(entry, Entry):
                 self._table.drop(entry)
+                self._scheduler.forget(entry)
                 self._scheduler.release(entry)
                 if command.key is not None:
                     self._creating.pop((command.user, command.key), None)
@@ -271,18 +291,20 @@ class Starter:
                 name = (command.user, command.key)
                 self._pipeline.durable(entry).add_done_callback(partial(self._created, name))
 
-    async def _create(self, create: Create, parentage: Parentage | None) -> str:
+    async def _create(self, create: Create, parentage: Parentage | None, came: float) -> str:
         parent = None
         if parentage is not None:
             parent, create.attached = parentage.entry, parentage.attached
         run_id = self.make_id(None if parent is None else parent.run.run_id, create)
-        wishes = self.enter(run_id, create, parent, current_identity.get())
+        let_in = await self._entrance.let_in(run_id, create, came) if parentage is None else None
+        wishes = self.enter(run_id, create, parent, current_identity.get(), let_in)
         entry = wishes[0][0]
         assert isinstance(entry, Entry)
         try:
             if parentage is None:
                 for _, command in wishes:
                     self._pipeline.stage(entry, command)
+                self._entrance.created(create)
             else:
                 self._pipeline.stage(parentage.entry, parentage.note(run_id, create.key), *wishes)
         except BaseException:

@@ -32,7 +32,10 @@ async def run_step(
     """Run a step that has no recorded outcome, record what came of it, and return the record once it is handed back."""
     await attempt.values_durable()
     services = attempt.services
-    scope = StepScope(services.host, services.clock, services.entropy, attempt.run_id, call, f"step {step.name!r}")
+    scope = StepScope(
+        services.host, services.clock, services.entropy, attempt.run_id, call, f"step {step.name!r}",
+        task_name=attempt.task_name, attempt=attempt.attempt,
+    )  # fmt: skip
     if step.facts.takes_context:
         args = (attempt.context, *args)
     marker = attempt.memo.marker(call)

@@ -1,100 +1,161 @@
 """The hub: who follows which run, live.
 
-Law: a slow subscriber loses its place, never a record: its buffer is bounded, and what did not fit is read from the store. It slows nobody.
+Law: a slow subscriber loses its place, never a record: what is no longer in memory is read from the store. It slows nobody. What is kept
+for one who comes back is bounded in time and in number, and only spares a question to the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Collection, KeysView
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+from durable.config import StreamSettings
 from durable.core.records import Record
-
-#: Records that a subscriber may lag behind before it has to read from the store.
-BUFFER_RECORDS_MAX = 1024
+from durable.events.ring import Reader, Ring
 
 
-class Subscription:
-    """One subscriber's view of one run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamStats:
+    """How much is followed.
 
-    __slots__ = ("_buffer", "_wake", "lagging")
+    Arguments:
+        streams: runs that somebody follows now.
+        subscribers: who follows them.
+        retained: runs that nobody follows, and of which records are kept for one who comes back.
+        overflows: how often a subscriber was left behind what is in memory, and had to go on in the store.
+    """
 
-    def __init__(self) -> None:
-        self._buffer: deque[Record] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        #: Records were dropped: read from the store, then go on.
-        self.lagging = False
-
-    def push(self, record: Record) -> None:
-        """Offer a record."""
-        if len(self._buffer) < BUFFER_RECORDS_MAX and not self.lagging:
-            self._buffer.append(record)
-        else:
-            self.lagging = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Let the subscriber look again."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def drain(self) -> list[Record]:
-        """Take what has come, in order."""
-        taken = list(self._buffer)
-        self._buffer.clear()
-        return taken
-
-    async def wait(self) -> None:
-        """Wait until there is something to take."""
-        if self._buffer or self.lagging:
-            return
-        self._wake = asyncio.get_running_loop().create_future()
-        await self._wake
+    streams: int
+    subscribers: int
+    retained: int
+    overflows: int
 
 
 class Hub:
-    """All live subscriptions of an application."""
+    """All live subscriptions of an application.
 
-    def __init__(self) -> None:
-        self._subscriptions: dict[str, set[Subscription]] = {}
+    Arguments:
+        shared: whether others write to the store, too: then what is retained is not all that there is.
+    """
+
+    def __init__(self, settings: StreamSettings, *, shared: bool) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._rings: dict[str, Ring] = {}
+        #: Runs that nobody follows, and when to forget them; the first is the oldest.
+        self._retained: OrderedDict[str, float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._subscribers = 0
+        self._overflows = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._subscriptions.values()))
+        return self._subscribers
 
-    def subscribe(self, run_id: str) -> Subscription:
-        """Follow a run from now on."""
-        subscription = Subscription()
-        self._subscriptions.setdefault(run_id, set()).add(subscription)
-        return subscription
+    def statistics(self) -> StreamStats:
+        """How much is followed."""
+        return StreamStats(
+            streams=len(self._rings) - len(self._retained),
+            subscribers=self._subscribers,
+            retained=len(self._retained),
+            overflows=self._overflows,
+        )
 
-    def unsubscribe(self, run_id: str, subscription: Subscription) -> None:
-        """Stop following."""
-        subscriptions = self._subscriptions.get(run_id)
-        if subscriptions is not None:
-            subscriptions.discard(subscription)
-            if not subscriptions:
-                del self._subscriptions[run_id]
+    @contextmanager
+    def follow(self, run_id: str, after: int) -> Iterator[Reader]:
+        """Follow a run from after this `seq` on."""
+        ring = self._rings.get(run_id)
+        if ring is None:
+            ring = self._rings[run_id] = Ring(self._settings.buffer_size, self._settings.buffer_bytes)
+        elif self._retained.pop(run_id, None) is not None and self._shared:
+            ring.news = True  # nobody listened meanwhile
+        ring.readers += 1
+        self._subscribers += 1
+        try:
+            yield Reader(ring, max(after, 0))
+        finally:
+            ring.readers -= 1
+            self._subscribers -= 1
+            if not ring.readers and self._rings.get(run_id) is ring:
+                ring.left()
+                self._retain(run_id, ring)
+
+    def overflowed(self) -> None:
+        """A subscriber was left behind."""
+        self._overflows += 1
+
+    # --- what comes ---------------------------------------------------------------------------------------------------------------
 
     def publish(self, record: Record) -> None:
         """Offer a durable record to those who follow its run."""
-        for subscription in self._subscriptions.get(record.run_id, ()):
-            subscription.push(record)
+        ring = self._rings.get(record.run_id)
+        if ring is not None:
+            ring.push(record)
+
+    def publish_ephemeral(self, record: Record) -> None:
+        """Offer an event that is not stored to those who follow its run now."""
+        ring = self._rings.get(record.run_id)
+        if ring is not None and ring.readers:
+            ring.push_ephemeral(record)
+
+    def is_followed(self, run_id: str) -> bool:
+        """Whether somebody follows the run."""
+        return run_id in self._rings and run_id not in self._retained
 
     @property
-    def followed(self) -> KeysView[str]:
+    def followed(self) -> Collection[str]:
         """The runs that somebody follows."""
-        return self._subscriptions.keys()
+        return self._rings.keys() - self._retained.keys()
 
     def look_again(self, run_ids: Collection[str]) -> None:
         """Have those who follow these runs read from the store."""
         for run_id in run_ids:
-            for subscription in self._subscriptions.get(run_id, ()):
-                subscription.lagging = True
-                subscription.wake()
+            ring = self._rings.get(run_id)
+            if ring is not None:
+                ring.look_again()
 
     def wake_all(self) -> None:
         """Let every subscriber look at the state of the application."""
-        for subscriptions in self._subscriptions.values():
-            for subscription in subscriptions:
-                subscription.wake()
+        for ring in self._rings.values():
+            ring.wake()
+
+    # --- what is kept -------------------------------------------------------------------------------------------------------------
+
+    def _retain(self, run_id: str, ring: Ring) -> None:
+        settings = self._settings
+        if not settings.retention_seconds or ring.last < 0:  # nothing ever came
+            del self._rings[run_id]
+            return
+        self._retained[run_id] = asyncio.get_running_loop().time() + settings.retention_seconds
+        while len(self._retained) > settings.retained_max:
+            oldest, _ = self._retained.popitem(last=False)
+            del self._rings[oldest]
+        if self._timer is None and self._retained:
+            self._forget_later()
+
+    def _forget_later(self) -> None:
+        at = next(iter(self._retained.values()))
+        self._timer = asyncio.get_running_loop().call_at(at, self._forget)
+
+    def _forget(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._retained:
+            run_id, at = next(iter(self._retained.items()))
+            if at > now:
+                self._forget_later()
+                return
+            del self._retained[run_id], self._rings[run_id]
+
+    def close(self) -> None:
+        """Forget all: what comes later, in another life of the application, comes to those who ask then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._retained.clear()
+        rings, self._rings = self._rings, {}
+        for ring in rings.values():
+            ring.closed = True
+            ring.wake()

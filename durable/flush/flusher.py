@@ -36,6 +36,7 @@ class Flusher:
         position: the log is applied up to here.
         run_of: the live state of a run that has pending records.
         on_flushed: told, after each transaction, up to which `seq` each run is stored, and the position.
+        on_batch: told, after each batch, how many records it had, and how many seconds it took.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Flusher:
         position: int,
         run_of: Callable[[str], Run],
         on_flushed: Callable[[Mapping[str, int], int], None],
+        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self.position = position
         self._repository = repository
@@ -54,6 +56,7 @@ class Flusher:
         self._clock = clock
         self._run_of = run_of
         self._on_flushed = on_flushed
+        self._on_batch = on_batch
         self._breaker = Breaker(settings.breaker_threshold, settings.breaker_open_seconds)
         self._state = BreakerState.CLOSED  # as it was last logged
         self._pending: list[RecordRow] = []
@@ -65,6 +68,8 @@ class Flusher:
         self._room = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        #: Held by who flushes a batch.
+        self._turn = asyncio.Lock()
         self._commits_wait = False
         self._closing = False
 
@@ -142,6 +147,14 @@ class Flusher:
         while self._pending:
             await self._flush_batch()
 
+    async def settle(self) -> None:
+        """Flush what is pending by now, whatever the breaker says; raises what the repository raises."""
+        last = self._pending[-1][2] if self._pending else 0
+        while self._pending and self._pending[0][2] <= last:
+            async with self._turn:
+                if self._pending and self._pending[0][2] <= last:
+                    await self._flush_batch()
+
     async def close(self, seconds: float) -> None:
         """Flush what is pending, for at most `seconds`. What is left stays in the log, for the next open."""
         self._closing = True
@@ -190,7 +203,9 @@ class Flusher:
             return False
         self._tell_state()
         try:
-            await self._flush_batch()
+            async with self._turn:
+                if self._pending:
+                    await self._flush_batch()
         except Exception as error:  # noqa: BLE001  whatever a repository raises, it is no reason to lose the flusher
             self._last_error = error
             self._breaker.failure(self._clock.monotonic())
@@ -219,6 +234,7 @@ class Flusher:
             )
 
     async def _flush_batch(self) -> None:
+        began = self._clock.monotonic()
         count = self._batch_end()
         batch = self._pending[:count]
         seqs = {row[0]: row[1] for row in batch}  # the highest of each run, since a run's records come in order
@@ -239,6 +255,8 @@ class Flusher:
             self._commits_wait = False
             self._room.set()
         self._on_flushed(seqs, self.position)
+        if self._on_batch is not None:
+            self._on_batch(count, self._clock.monotonic() - began)
 
     def _batch_end(self) -> int:
         """Where the next batch ends: at the end of a unit, since the position counts units."""
@@ -291,5 +309,5 @@ class Flusher:
         logger.error(
             "the repository refuses run %s, records %d to %d (from unit %d of the log on): %s. The run goes on and stays readable; it "
             "is withheld from the repository until the store is opened again, and the log is kept from there on",
-            run_id, rows[0][1], rows[-1][1], rows[0][2], error,
+            run_id, rows[0][1], rows[-1][1], rows[0][2], error, extra={"run_id": run_id},
         )  # fmt: skip

@@ -15,7 +15,7 @@ To bring your own, implement `Repository` and pass it as `LocalStore(path, repos
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import NamedTuple, Protocol
 
 from durable.core.query import RunFilter
@@ -75,6 +75,21 @@ class Repository(Protocol):
 
     async def query(self, wanted: RunFilter) -> list[Run]:
         """The runs that match, in order of their ids, at most `wanted.limit`."""
+        ...
+
+    async def count(self, wanted: RunFilter, but: Collection[str] = ()) -> int:
+        """How many runs match, of all but those with an id in `but`; `wanted.limit` is ignored."""
+        ...
+
+    async def prune(
+        self, before: float, limit: int, lets_go: Callable[[Collection[str], Collection[str]], bool]
+    ) -> list[str]:
+        """Forget families of runs, in one transaction, until there are `limit` runs in them; return the ids of all that are gone.
+
+        Which, and in which order, says `durable.core.families.prunable`. A run stays, with its family, that has a record above the
+        position: the log would bring it back. So does a family for which `lets_go(run_ids, watchers)` is false; it is asked on the
+        event loop, once nothing else stands against it, and for one that it let go of what is told may be believed to be gone.
+        """
         ...
 
     async def next_due(self, after: float, but: Container[str] = ()) -> float | None:

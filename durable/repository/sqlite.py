@@ -10,7 +10,7 @@ import asyncio
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from threading import Thread
@@ -30,12 +30,12 @@ from durable.errors import (
     StoreFormatError,
     StoreMismatchError,
 )
-from durable.repository import statements
+from durable.repository import pruning, statements
 from durable.repository.base import RecordRefusedError, RepositoryState
 from durable.repository.projection import RecordRow, RunRow, read_history, run_of, text
 
-SCHEMA_VERSION = 2
-MIGRATIONS = {1: "0001_initial.sql", 2: "0002_due.sql"}
+SCHEMA_VERSION = 3
+MIGRATIONS = {1: "0001_initial.sql", 2: "0002_due.sql", 3: "0003_closed.sql"}
 #: Most rows that are fetched and decoded in one turn of the event loop (about 3 ms).
 SLICE_ROWS = 200
 #: Most ids in one `IN (...)`.
@@ -62,6 +62,8 @@ class SqliteRepository:
         self._scans: aiosqlite.Connection | None = None
         self._empty = False
         self._schema = SCHEMA_VERSION
+        #: Held by who has a transaction on the writer.
+        self._turn = asyncio.Lock()
 
     # -- opening
 
@@ -219,16 +221,21 @@ class SqliteRepository:
 
     async def apply_batch(self, records: Sequence[RecordRow], runs: Sequence[RunRow], position: int) -> None:
         writer = self._writing()
-        async with self._guarded(), _transaction(writer):
+        async with self._guarded(), self._turn, _transaction(writer):
             if records:
                 await writer.executemany(statements.PUT_RECORD, records)
             if runs:
                 await writer.executemany(statements.PUT_RUN, runs)
             await writer.execute(statements.POSITION, (position,))
 
+    async def prune(self, before: float, limit: int, lets_go: pruning.LetsGo) -> list[str]:
+        writer = self._writing()
+        async with self._guarded(), self._turn, _transaction(writer):
+            return await pruning.prune(writer, before, limit, lets_go)
+
     async def health_check(self) -> None:
         writer = self._writing()
-        async with self._guarded(), _transaction(writer):
+        async with self._guarded(), self._turn, _transaction(writer):
             pass
 
     def _writing(self) -> aiosqlite.Connection:
@@ -255,6 +262,12 @@ class SqliteRepository:
         if wanted.due_after is not None or wanted.due_by is not None:
             self._require_due()
         return await self._runs(self._scans, *statements.select(wanted))
+
+    async def count(self, wanted: RunFilter, but: Collection[str] = ()) -> int:
+        if wanted.due_after is not None or wanted.due_by is not None:
+            self._require_due()
+        rows = await self._fetch(self._scans, *statements.count(wanted, but))
+        return rows[0][0] if rows else 0
 
     async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
         self._require_due()

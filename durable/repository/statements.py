@@ -5,6 +5,9 @@ Law: `RunFilter.matches` is the meaning. What the engine asks while a million ru
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+
 from durable.core.query import RunFilter
 from durable.repository.projection import text
 
@@ -50,6 +53,17 @@ def select(wanted: RunFilter) -> tuple[str, list[object]]:
     return f"{RUN} WHERE run_id IN ({page}) ORDER BY run_id", values
 
 
+def count(wanted: RunFilter, but: Collection[str]) -> tuple[str, list[object]]:
+    """The statement that counts these runs, but for some, and its values."""
+    conditions, values = _conditions(wanted)
+    if but:
+        conditions.append("run_id NOT IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps([*but]))
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    index = " INDEXED BY runs_open" if _by_due(wanted) else ""
+    return f"SELECT count(*) FROM runs{index}{where}", values
+
+
 def _by_due(wanted: RunFilter) -> bool:
     """Whether being open or due narrows it down more than any other of its conditions."""
     if wanted.parent_id is not None or wanted.key is not None:
@@ -76,7 +90,11 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], list[object]]:
         if value is not None:
             conditions.append(f"{column} = ?")
             values.append(text(value))
-    for condition, time in (("due > ?", wanted.due_after), ("due <= ?", wanted.due_by)):
+    for condition, time in (
+        ("due > ?", wanted.due_after),
+        ("due <= ?", wanted.due_by),
+        ("ended_at <= ?", wanted.ended_by),
+    ):
         if time is not None:
             conditions.append(condition)
             values.append(time)

@@ -7,7 +7,7 @@ there while it is asked. None of them costs more because more runs are stored th
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
@@ -38,18 +38,22 @@ class Answers:
 
     async def load(self, run_ids: Sequence[str]) -> None:
         """Bring runs into the overlay, as they are now."""
-        with self._overlay.watching() as settled:
-            found = await self._ask(self._repository.find(run_ids))
-            for run_id in run_ids:
-                run = newest(found.get(run_id), settled.get(run_id))
-                if run is not None:
-                    self._overlay.adopt(run)
+        self._overlay.coming = run_ids
+        try:
+            with self._overlay.watching() as settled:
+                found = await self.ask(self._repository.find(run_ids))
+                for run_id in run_ids:
+                    run = newest(found.get(run_id), settled.get(run_id))
+                    if run is not None:
+                        self._overlay.adopt(run)
+        finally:
+            self._overlay.coming = ()
 
     async def find(self, run_id: str) -> Run | None:
         run = self._overlay.run(run_id)
         if run is None:
             with self._overlay.watching() as settled:
-                found = await self._ask(self._repository.find((run_id,)))
+                found = await self.ask(self._repository.find((run_id,)))
                 run = self._current(found.get(run_id), run_id, settled)
                 self._keep(() if run is None else (run,))
         return None if run is None else run.copy()
@@ -58,7 +62,7 @@ class Answers:
         run = self._overlay.run_of_key(user, key)
         if run is None:
             with self._overlay.watching() as settled:
-                run = await self._ask(self._repository.find_by_key(user, key))
+                run = await self.ask(self._repository.find_by_key(user, key))
                 if run is None:  # it may have come, and even gone to the repository, while that one was asked
                     gone = (entry.run for entry in settled.values() if entry.key == (user, key))
                     run = self._overlay.run_of_key(user, key) or next(gone, None)
@@ -74,7 +78,7 @@ class Answers:
         if seq and (seq <= after or (tail and tail[0].seq <= after + 1)):
             records = [record for record in tail if record.seq > after]
             return records if limit is None else records[:limit]
-        records = await self._ask(self._repository.events(run_id, after, limit))
+        records = await self.ask(self._repository.events(run_id, after, limit))
         last = records[-1].seq if records else after
         records.extend(record for record in tail if record.seq > last)
         return records if limit is None else records[:limit]
@@ -82,7 +86,7 @@ class Answers:
     async def histories(self, run_ids: Sequence[str]) -> dict[str, list[Record]]:
         tails = {run_id: (self._overlay.tail(run_id) or (0, []))[1] for run_id in run_ids}
         partly = [run_id for run_id, tail in tails.items() if not tail or tail[0].seq > 1]
-        stored = await self._ask(self._repository.histories(partly)) if partly else {}
+        stored = await self.ask(self._repository.histories(partly)) if partly else {}
         for run_id, records in stored.items():
             records.extend(record for record in tails[run_id] if record.seq > records[-1].seq)
         return {run_id: records for run_id in run_ids if (records := stored.get(run_id) or tails[run_id])}
@@ -91,7 +95,7 @@ class Answers:
         found: list[Run] = []
         while len(found) < wanted.limit:
             with self._overlay.watching() as settled:
-                rows = await self._ask(self._repository.query(wanted))
+                rows = await self.ask(self._repository.query(wanted))
                 page = {run.run_id: self._current(run, run.run_id, settled) or run for run in rows}
                 gone = [
                     run for run_id in settled if (run := self._current(None, run_id, settled)) and wanted.matches(run)
@@ -108,11 +112,35 @@ class Answers:
             wanted = replace(wanted, after=rows[-1].run_id)
         return found[: max(wanted.limit, 0)]
 
+    async def count(self, wanted: RunFilter) -> int:
+        newer = dict(self._overlay.unflushed)
+        with self._overlay.watching() as settled:
+            # What is newer here counts as it is here; what becomes so while the repository is asked counts as it was or as it is.
+            stored = await self.ask(self._repository.count(wanted, newer.keys()))
+            entries = (
+                self._overlay.entries.get(run_id) or settled.get(run_id, entry) for run_id, entry in newer.items()
+            )
+            return stored + sum(1 for entry in entries if entry.run.seq and wanted.matches(entry.run))
+
+    async def prune(self, before: float, limit: int, going: set[str]) -> int:
+        """See `Store.prune`; `going` has the runs that are about to be forgotten, while they are."""
+
+        def lets_go(run_ids: Collection[str], watchers: Collection[str]) -> bool:
+            if not self._overlay.let_go(run_ids, watchers):
+                return False
+            going.update(run_ids)
+            return True
+
+        try:
+            return len(await self.ask(self._repository.prune(before, limit, lets_go)))
+        finally:
+            going.clear()
+
     async def next_due(self, after: float) -> float | None:
         unflushed = self._overlay.unflushed
         with self._overlay.watching() as settled:
             # Of all that may be newer here than there, what is there does not count, be it stored before or while it is asked.
-            stored = await self._ask(self._repository.next_due(after, ChainMap(unflushed, settled)))
+            stored = await self.ask(self._repository.next_due(after, ChainMap(unflushed, settled)))
             newer = chain(unflushed.values(), (entry for run_id, entry in settled.items() if run_id not in unflushed))
             here = earliest_due(newer, after)
         return min((due for due in (stored, here) if due is not None), default=None)
@@ -129,7 +157,8 @@ class Answers:
         """The newest of what the repository answered, what was flushed while it was asked, and what is here."""
         return newest(newest(run, settled.get(run_id)), self._overlay.entries.get(run_id))
 
-    async def _ask(self, question: Awaitable[T]) -> T:
+    async def ask(self, question: Awaitable[T]) -> T:
+        """The repository's answer. Raises `RepositoryUnavailableError` for whatever it raises that is no error of durable."""
         try:
             return await question
         except DurableError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -86,6 +86,11 @@ class LocalStore:
         self._flusher: Flusher | None = None
         self._queue = asyncio.Lock()
         self._queued = 0
+        #: Told, after each batch that came into the tables, of how many records, and how many seconds it took; set before `open`.
+        self.on_flush: Callable[[int, float], None] | None = None
+        #: Runs that are being forgotten; a commit that goes on with one waits for that.
+        self._going: set[str] = set()
+        self._pruning = asyncio.Lock()
 
     @property
     def store_id(self) -> str:
@@ -111,7 +116,7 @@ class LocalStore:
                 )
             flusher = Flusher(
                 self._repository, self._flush_settings, clock=self._clock, position=applied or 0,
-                run_of=self._run_of, on_flushed=self._flushed,
+                run_of=self._run_of, on_flushed=self._flushed, on_batch=self.on_flush,
             )  # fmt: skip
             await self._replay(self._log, applied or 0, flusher)
             flusher.start()
@@ -147,8 +152,9 @@ class LocalStore:
         """Bring the repository, or at least the overlay, up to the end of the log."""
         units: list[list[Record]] = []
         count = 0
+        forgotten = set() if applied else _superseded(log)
         for lsn, payload in log.read(applied):
-            unit = decode_unit(payload, lsn)
+            unit = [record for record in decode_unit(payload, lsn) if record.run_id not in forgotten]
             units.append(unit)
             count += len(unit)
             if count >= self._flush_settings.batch_records_max:
@@ -212,6 +218,9 @@ class LocalStore:
             if holder is not None:
                 raise ConflictError(f"key {key!r} belongs to run {holder.run_id} already; find it by its key", key=key)
         if missing:
+            if not self._going.isdisjoint(missing):
+                async with self._pruning:
+                    pass
             await self._answers.load(missing)
 
     def _append(self, flusher: Flusher, units: Sequence[Unit]) -> Commit:
@@ -285,6 +294,17 @@ class LocalStore:
         self._opened()
         return await self._answers.query(wanted)
 
+    async def count(self, wanted: RunFilter) -> int:
+        self._opened()
+        return await self._answers.count(wanted)
+
+    async def prune(self, before: float, limit: int) -> int:
+        if self._flusher is None:
+            raise self._not_writable()
+        async with self._pruning:
+            await self._answers.ask(self._flusher.settle())
+            return await self._answers.prune(before, limit, self._going)
+
     async def next_due(self, after: float) -> float | None:
         self._opened()
         return await self._answers.next_due(after)
@@ -316,6 +336,21 @@ class LocalStore:
         if self._read_only:
             return StoreReadOnlyError(f"the store in {self.path} is open for reading only")
         return self._closed()
+
+
+def _superseded(log: Log) -> set[str]:
+    """Runs whose key another run has got since, in a log from which the repository is built anew: they had been pruned."""
+    holders: dict[tuple[str | None, str], str] = {}
+    found: set[str] = set()
+    for lsn, payload in log.read(0):
+        for record in decode_unit(payload, lsn):
+            if record.seq == 1 and "key" in record.head:
+                pair = (record.head.get("user"), record.head["key"])
+                before = holders.get(pair)
+                if before not in (None, record.run_id):
+                    found.add(before)
+                holders[pair] = record.run_id
+    return found
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

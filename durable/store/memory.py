@@ -75,6 +75,15 @@ class MemoryStore:
         self._check()
         return [run.copy() for run in self._overlay.matching(wanted)[: max(wanted.limit, 0)]]
 
+    async def count(self, wanted: RunFilter) -> int:
+        self._check()
+        return len(self._overlay.matching(wanted))
+
+    async def prune(self, before: float, limit: int) -> int:
+        self._check()
+        await asyncio.sleep(0)
+        return self._overlay.prune(before, limit)
+
     async def next_due(self, after: float) -> float | None:
         self._check()
         return earliest_due(self._overlay.entries.values(), after)

@@ -7,9 +7,11 @@ is let go only when the repository holds all of it and nothing of it is on its w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
+from durable.core.families import prunable
 from durable.core.query import RunFilter
 from durable.core.records import Record
 from durable.core.run import Run, apply
@@ -46,6 +48,8 @@ class Overlay:
         self._children: dict[str, dict[str, None]] = {}
         self._clean: dict[str, None] = {}
         self._clean_runs_max = clean_runs_max
+        #: Runs that are being brought here, for a commit that goes on with them.
+        self.coming: Collection[str] = ()
         self._watchers: dict[int, dict[str, Entry]] = {}
 
     # -- writing
@@ -173,6 +177,29 @@ class Overlay:
             # Else it is in use again, and comes back into the line when it is flushed.
             if entry.promised == entry.flushed:
                 self._drop(entry)
+
+    def let_go(self, run_ids: Collection[str], watchers: Collection[str]) -> bool:
+        """Begin to forget a family that the repository forgets; False, and nothing has changed, where the repository does not know all:
+        something of it, of a further child or of one that watches it is on its way there, or is about to be."""
+        children = chain.from_iterable(self._children.get(run_id, ()) for run_id in run_ids)
+        if any(run_id in self.unflushed or run_id in self.coming for run_id in chain(run_ids, watchers, children)):
+            return False
+        for run_id in run_ids:
+            if run_id in self.entries:
+                self._drop(self.entries[run_id])
+        return True
+
+    def prune(self, before: float, limit: int, told: Collection[str] = ()) -> int:
+        """See `Store.prune`, for a store that has all its runs here; families stay that have one of `told`."""
+        gone: list[str] = []
+        for family in prunable({run_id: entry.run for run_id, entry in self.entries.items() if entry.run.seq}, before):
+            if len(gone) >= limit:
+                break
+            if not any(run_id in told for run_id in family):
+                gone += family
+        for run_id in gone:
+            self._drop(self.entries[run_id])
+        return len(gone)
 
     def _create(self, record: Record) -> Entry:
         if record.seq != 1:

@@ -1,7 +1,7 @@
 """`SharedStore`: what the engine knows of a store that executors on several machines share.
 
-Law: a run is held by one executor at a time. Taking hold of it raises its epoch, and nothing is written of it but by who knows its epoch
-and its last `seq`. What concerns a run that another holds is sent to it, in the same commit as what it follows from.
+Law: a run is held by one executor at a time. Taking hold of it, and letting go of it, raises its epoch, and nothing is written of it but
+by who knows its epoch and its last `seq`. What concerns a run that another holds is sent to it, in the same commit as what it follows from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from durable.core.messages import Answer, Message
 from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import DurableError
+from durable.guard.gate import StartAsked as StartAsked  # noqa: PLC0414 - part of this protocol
+from durable.guard.gate import StartBounds as StartBounds  # noqa: PLC0414
+from durable.guard.gate import StartRefused as StartRefused  # noqa: PLC0414
 from durable.store.base import Store
 
 #: A task that an executor can run: its name, and the version of the code where it has one.
@@ -59,6 +62,18 @@ class Held(NamedTuple):
     owner: str | None
 
 
+class UserBounds(NamedTuple):
+    """How many runs of each user a claim may bring. Runs of nobody are not bounded.
+
+    Arguments:
+        most: of one user.
+        of: of some users, in place of `most`; may be 0.
+    """
+
+    most: int
+    of: Mapping[str, int]
+
+
 class Claimed(NamedTuple):
     """What a claim brought.
 
@@ -87,43 +102,6 @@ class Notice(NamedTuple):
     mail: bool = False
 
 
-class StartBounds(NamedTuple):
-    """What bounds the starts of all processes together; None means no bound.
-
-    Arguments:
-        starts: starts in any `window`.
-        starts_per_user: starts of one user in any `window`.
-        window: seconds.
-        queued: runs that wait for a slot.
-    """
-
-    starts: int | None
-    starts_per_user: int | None
-    window: float
-    queued: int | None
-
-
-class StartAsked(NamedTuple):
-    """A start that wants to be let in.
-
-    Arguments:
-        run_id: the run that it is about to create.
-        user: whose.
-        waits: whether it will wait for a slot, and so counts for the queue.
-    """
-
-    run_id: str
-    user: str | None
-    waits: bool
-
-
-class StartRefused(NamedTuple):
-    """Why a start is not let in: `rate`, `user_rate` or `queue`, and after how many seconds it may be."""
-
-    reason: str
-    retry_after: float
-
-
 class Placement(NamedTuple):
     """Where a run is, for people.
 
@@ -145,6 +123,25 @@ class Placement(NamedTuple):
     messages: int
     executors: int
     versions: Sequence[str | None] = ()
+
+
+class Executor(NamedTuple):
+    """An executor, for people.
+
+    Arguments:
+        executor_id: its name.
+        host, pid: where it runs.
+        started_at: since when, seconds since the epoch by the clock of the store.
+        lease_seconds: how long its lease still lasts if it is not renewed; negative where it has passed.
+        held: how many runs it holds.
+    """
+
+    executor_id: str
+    host: str
+    pid: int
+    started_at: float
+    lease_seconds: float
+    held: int
 
 
 class SharedStore(Store, Protocol):
@@ -198,8 +195,11 @@ class SharedStore(Store, Protocol):
         Of several shards, those that can be asked answer; raises `RepositoryUnavailableError` where none can that has one of them."""
         ...
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
-        """Take hold of at most `limit` runs that are due at `now`, that nobody holds and whose task and version are known."""
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
+        """Take hold of at most `limit` runs that are due at `now`, that nobody holds and whose task and version are known.
+
+        With `users`, those of users who may have none are passed over; of one user's, fewer may come than there could be, never none.
+        """
         ...
 
     async def take(self, run_ids: Sequence[str]) -> list[Held]:
@@ -207,7 +207,7 @@ class SharedStore(Store, Protocol):
         ...
 
     async def release(self, held: Iterable[tuple[str, int]]) -> None:
-        """Let go of runs, given as (run_id, epoch); those that have changed hands since are left alone."""
+        """Let go of runs, given as (run_id, epoch), raising epochs; those that have changed hands since are left alone."""
         ...
 
     async def mail(self, known: Sequence[Known], limit: int) -> list[Message]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic
@@ -19,7 +20,7 @@ from durable.core.records import Kind, Record
 from durable.core.retry import seconds
 from durable.core.run import Run
 from durable.core.status import Status
-from durable.errors import DecodeError
+from durable.errors import ConfigError, DecodeError
 from durable.tasks.child import found_children, resolve
 from durable.tasks.host import Host
 from durable.tasks.outcome import raise_end
@@ -221,14 +222,21 @@ class Handle(Generic[R_co]):
         run = await self._host.find_run(self.run_id)
         return RunInfo.of(run, await self._host.lacks(run))
 
-    async def events(self, after: int = 0, steps: bool = False) -> AsyncIterator[Event]:
+    async def events(
+        self, after: int = 0, steps: bool = False, heartbeat: float | timedelta | None = None
+    ) -> AsyncIterator[Event]:
         """Events with a higher `seq` than `after`: those that were, then live ones; ends with the run.
 
-        With `steps=True` all records are seen, and `seq` rises without holes.
+        With `steps=True` all records are seen, and `seq` rises without holes. With `heartbeat` an event of that name, with the `seq`
+        of the last one and no data, is seen each time that none came for so long.
         """
-        async for record in self._host.records(self.run_id, after):
-            if steps or record.visible:
-                yield to_event(record, self._host.codec)
+        pause = None if heartbeat is None else seconds(heartbeat, "heartbeat")
+        if pause == 0:
+            raise ConfigError("heartbeat is 0, but must be more than 0 seconds", key="heartbeat")
+        codec = self._host.codec
+        async with aclosing(self._host.records(self.run_id, after, steps=steps, heartbeat=pause)) as records:
+            async for record in records:
+                yield to_event(record, codec)
 
     async def cancel(self, reason: str | None = None) -> None:
         """End the run and its unfinished children. A run that has ended stays as it is."""

@@ -5,7 +5,7 @@ Law: `tasks/` and `engine/` never import each other; they meet in these protocol
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,7 +55,9 @@ class Host(Protocol):
         """Wait until the run has ended."""
         ...
 
-    def records(self, run_id: str, after: int) -> AsyncIterator[Record]:
+    def records(
+        self, run_id: str, after: int, *, steps: bool = True, heartbeat: float | None = None
+    ) -> AsyncGenerator[Record]:
         """All records with a higher `seq`, first those that are there, then live ones, until the run has ended."""
         ...
 
@@ -98,6 +100,15 @@ class Host(Protocol):
 
 class Scope(Protocol):
     """Where code runs: in a task's body, or in a step."""
+
+    run_id: str
+    task_name: str
+    attempt: int
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a body is repeating what it did before."""
+        ...
 
     @property
     def host(self) -> Host:

@@ -25,13 +25,14 @@ from durable.core.run import fold
 from durable.core.status import Status
 from durable.errors import ConflictError, DurableError
 from durable.store.base import Store
+from durable.testing.keeping_conformance import KeepingConformance
 from durable.testing.query_conformance import QueryConformance
 from durable.testing.samples import NOW, World, created, failed, finished, ids, record, run_id
 
 __all__ = ["NOW", "StoreConformance", "World", "created", "failed", "finished", "ids", "record", "run_id"]
 
 
-class StoreConformance(QueryConformance):
+class StoreConformance(QueryConformance, KeepingConformance):
     """See the module."""
 
     pytestmark = pytest.mark.asyncio

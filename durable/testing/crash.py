@@ -88,6 +88,12 @@ class CrashingStore:
     async def query(self, wanted: RunFilter) -> list[Run]:
         return await self.inner.query(wanted)
 
+    async def count(self, wanted: RunFilter) -> int:
+        return await self.inner.count(wanted)
+
+    async def prune(self, before: float, limit: int) -> int:
+        return await self.inner.prune(before, limit)
+
     async def next_due(self, after: float) -> float | None:
         return await self.inner.next_due(after)
 

@@ -15,10 +15,23 @@ from durable.clock import SYSTEM_CLOCK, SYSTEM_ENTROPY, Clock, Entropy
 from durable.core.messages import Answer, Message, decode_command, encode_command
 from durable.core.records import Record
 from durable.core.run import Run
+from durable.core.status import Status
 from durable.engine.scheduler import PRIORITY_SECONDS, SIBLING_SECONDS
 from durable.errors import ConflictError, DurableError, LeaseLostError
 from durable.store.overlay import Overlay
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement
+from durable.store.shared import (
+    Claimed,
+    Held,
+    Known,
+    Notice,
+    Parcel,
+    Placement,
+    StartAsked,
+    StartBounds,
+    StartRefused,
+    UserBounds,
+)
+from durable.testing.ledger import MemoryLedger
 
 #: How long answers are kept.
 ANSWER_SECONDS = 600.0
@@ -58,6 +71,8 @@ class SharedDatabase:
         self.executors: dict[str, tuple[float, Sequence[Known]]] = {}
         #: Stores that hear notices.
         self.listeners: list[Listener] = []
+        #: What all processes count together.
+        self.ledger = MemoryLedger(clock.now, self.is_live)
         self._clock = clock
         #: Parcels that are written, with the batch of each.
         self._tokens: dict[int, int] = {}
@@ -131,6 +146,13 @@ class SharedDatabase:
                 return _lost(answer.message.run_id, f"message {answer.message.message_id} for it is gone already")
         return None
 
+    def prune(self, before: float, limit: int) -> int:
+        """See `Store.prune`. A family to which somebody has sent a message stays."""
+        told = {run_id for run_id, _, _ in self.messages.values()}
+        count = self.overlay.prune(before, limit, told)
+        self.rows = {run_id: row for run_id, row in self.rows.items() if run_id in self.overlay.entries}
+        return count
+
     # -- holding runs
 
     def run(self, run_id: str) -> Run:
@@ -155,17 +177,31 @@ class SharedDatabase:
         """See `SharedStore.read`. In order: who asks has the ids of sets, and a seed shall tell all that happens."""
         return {run_id: self.held(run_id) for run_id in sorted(run_ids) if run_id in self.rows}
 
-    def claim(self, me: str, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    def claim(
+        self, me: str, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None
+    ) -> Claimed:
         """See `SharedStore.claim`. A run to which somebody has sent a message is left to `mail`; one whose parent has just ended, to it."""
         told = {run_id for run_id, _, _ in self.messages.values()}
         free = (run_id for run_id, row in self.rows.items() if row.owner is None and self._wanted(run_id))
         waiting = [(self.rows[run_id].standing, run_id) for run_id in free]
         fits = [(place, run_id, self.run(run_id).due) for place, run_id in waiting if _fits(self.run(run_id), known)]
         due = sorted((at, run_id) for at, run_id, when in fits if when is not None and when <= max(now, 0.0))
-        ready = [run_id for _, run_id in due if run_id not in told]
+        ready = self._few([run_id for _, run_id in due if run_id not in told], users)
         taken = [self._take(run_id, me) for run_id in ready[:limit]] if self.is_live(me) else []
         coming = min((when for *_, when in fits if when is not None and when > max(now, 0.0)), default=None)
         return Claimed(taken, len(taken) >= limit, coming)
+
+    def _few(self, run_ids: list[str], users: UserBounds | None) -> list[str]:
+        """Of each user's runs the first, as many as there may be."""
+        left, few = dict(users.of) if users is not None else {}, list[str]()
+        for run_id in run_ids:
+            user = self.run(run_id).user
+            if users is not None and user is not None:
+                left[user] = left.get(user, users.most) - 1
+                if left[user] < 0:
+                    continue
+            few.append(run_id)
+        return few
 
     def _wanted(self, run_id: str) -> bool:
         """Whether its parent, if there is one, has not ended just now: it would be about to cancel it."""
@@ -185,12 +221,12 @@ class SharedDatabase:
         row.owner, row.epoch = me, row.epoch + 1
         return self.held(run_id)
 
-    def release(self, me: str, held: Iterable[tuple[str, int]]) -> None:
-        """See `SharedStore.release`."""
-        for run_id, epoch in held:
-            row = self.rows.get(run_id)
-            if row is not None and (row.owner, row.epoch) == (me, epoch):
-                row.owner = None
+    def release(self, me: str, held: Iterable[tuple[str, int]]) -> int:
+        """See `SharedStore.release`; returns how many runs were held."""
+        rows = [
+            row for run_id, epoch in held if (row := self.rows.get(run_id)) and (row.owner, row.epoch) == (me, epoch)
+        ]
+        return self._free(rows)
 
     def owned(self, me: str) -> list[tuple[str, int]]:
         """What an executor holds, each with its epoch."""
@@ -222,6 +258,17 @@ class SharedDatabase:
             if name == task
         }
         return Placement(row.owner, "", 0, left, row.epoch, waiting, able, tuple(there))
+
+    # -- limits
+
+    def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        """See `SharedStore.let_in`."""
+        return self.ledger.let_in(asked, bounds, sum(map(self._waits, self.rows)), self.rows)
+
+    def _waits(self, run_id: str) -> bool:
+        run = self.run(run_id)
+        is_due = run.due is not None and run.due <= self._clock.now()
+        return is_due and run.status is Status.READY and run.parent_id is None
 
     # -- leases
 

@@ -6,8 +6,9 @@ Law: `apply_batch` is atomic; it fails before it changes anything, or (with `fai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 
+from durable.core.families import prunable
 from durable.core.query import RunFilter
 from durable.core.records import Record
 from durable.core.run import Run
@@ -111,6 +112,30 @@ class MemoryRepository:
         await self._turn()
         runs = (_run(row) for _, row in sorted(self._tables.runs.items()))
         return [run for run in runs if wanted.matches(run)][: max(wanted.limit, 0)]
+
+    async def count(self, wanted: RunFilter, but: Collection[str] = ()) -> int:
+        await self._turn()
+        runs = (_run(row) for run_id, row in self._tables.runs.items() if run_id not in but)
+        return sum(1 for run in runs if wanted.matches(run))
+
+    async def prune(
+        self, before: float, limit: int, lets_go: Callable[[Collection[str], Collection[str]], bool]
+    ) -> list[str]:
+        await self._turn()
+        tables = self._tables
+        runs = {run_id: _run(row) for run_id, row in tables.runs.items()}
+        gone: list[str] = []
+        for family in prunable(runs, before):
+            watchers = [watcher for run_id in family for watcher in runs[run_id].watchers]
+            batches = (batch for run_id in family for batch, _ in tables.records.get(run_id, {}).values())
+            if len(gone) < limit and max(batches, default=0) <= tables.position and lets_go(family, watchers):
+                gone += family
+        if gone and self._undurable_max:
+            self._older = [*self._older, tables.copy()][-self._undurable_max :]
+        for run_id in gone:
+            del tables.runs[run_id]
+            tables.records.pop(run_id, None)
+        return gone
 
     async def next_due(self, after: float, but: Container[str] = ()) -> float | None:
         await self._turn()

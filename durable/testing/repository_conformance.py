@@ -10,7 +10,7 @@ It needs pytest and pytest-asyncio.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ from durable.core.wire import encode_record
 from durable.repository.base import Repository
 from durable.repository.projection import RecordRow, RunRow, run_row
 from durable.testing.query_conformance import TIMES
-from durable.testing.samples import NOW, asleep, each_wait, finished, ids, record, run_id
+from durable.testing.samples import NOW, asleep, created, each_wait, finished, ids, record, run_id
 
 
 def batch(units: Sequence[Sequence[Record]], position: int) -> tuple[list[RecordRow], list[RunRow], int]:
@@ -93,3 +93,55 @@ class RepositoryConformance:
         assert await rows.next_due(-1.0) is None
         assert await rows.query(RunFilter(open=True)) == []
         assert ids(await rows.query(RunFilter())) == [1, 2]
+
+    # -- counting and forgetting
+
+    async def test_a_count_leaves_out_what_it_is_told(self, rows: Repository) -> None:
+        """Of many thousands, too; and means the same as a query."""
+        units = each_wait()
+        await rows.apply_batch(*batch([*units, *(finished(number) for number in range(100, 1_300))], 1))
+        runs = [fold(unit) for unit in units]
+        for wanted in (
+            RunFilter(open=True, limit=1),
+            RunFilter(due_by=NOW + 60),
+            RunFilter(dead=True),
+            RunFilter(ended_by=NOW + 3),
+        ):
+            assert await rows.count(wanted) == sum(map(wanted.matches, runs)), wanted
+        assert await rows.count(RunFilter()) == len(units) + 1_200
+        assert await rows.count(RunFilter(), {run_id(number) for number in range(100, 10_000)}) == len(units)
+        assert (
+            await rows.count(RunFilter(open=True), [run_id(2), run_id(99_999)])
+            == sum(not run.closed for run in runs) - 1
+        )
+
+    async def test_who_is_asked_may_keep_a_family(self, rows: Repository) -> None:
+        """It is asked with all of a family and those who watch it; nothing goes that it does not let go of."""
+        watched = [created(4), record(4, 2, Kind.WATCHED, by=run_id(90)), record(4, 3, Kind.COMPLETED)]
+        units = [finished(1), finished(2, parent=run_id(1)), finished(3), watched]
+        await rows.apply_batch(*batch(units, 1))
+        asked: list[tuple[list[str], list[str]]] = []
+
+        def lets_go(run_ids: Collection[str], watchers: Collection[str]) -> bool:
+            asked.append((sorted(run_ids), sorted(watchers)))
+            return run_id(2) not in run_ids
+
+        gone = await rows.prune(NOW + 1_000, 10, lets_go)
+        assert sorted(gone) == [run_id(3), run_id(4)]
+        assert sorted(asked) == [([run_id(1), run_id(2)], []), ([run_id(3)], []), ([run_id(4)], [run_id(90)])]
+        assert ids(await rows.query(RunFilter())) == [1, 2]
+        assert await rows.histories([run_id(3), run_id(4)]) == {}
+        assert len((await rows.histories([run_id(1)]))[run_id(1)]) == 4
+
+    async def test_what_the_log_would_bring_back_stays(self, rows: Repository) -> None:
+        """A run of which a record lies above the position, with its family."""
+        low, _, _ = batch([finished(1)], 3)
+        high, runs, _ = batch([finished(2), finished(3, parent=run_id(2)), finished(1)], 9)
+        await rows.apply_batch([*low, *high[:8]], runs, 5)
+        assert await rows.prune(NOW + 1_000, 10, _lets_all_go) == [run_id(1)]
+        await rows.apply_batch((), (), 9)
+        assert sorted(await rows.prune(NOW + 1_000, 10, _lets_all_go)) == [run_id(2), run_id(3)]
+
+
+def _lets_all_go(run_ids: Collection[str], watchers: Collection[str]) -> bool:
+    return True

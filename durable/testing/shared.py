@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -21,7 +21,20 @@ from durable.core.run import Run, fold
 from durable.errors import ConfigError, DurableError, LeaseLostError, StorageError
 from durable.store.base import StoreHealth, Unit
 from durable.store.overlay import earliest_due
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+from durable.store.places import OwnPlaces, PlacesTold
+from durable.store.shared import (
+    Claimed,
+    Held,
+    Known,
+    Notice,
+    Parcel,
+    Placement,
+    SharedStore,
+    StartAsked,
+    StartBounds,
+    StartRefused,
+    UserBounds,
+)  # fmt: skip
 from durable.testing.database import Listener, SharedDatabase
 
 T = TypeVar("T")
@@ -52,11 +65,12 @@ class SharedMemoryStore:
         self.poll_seconds = poll_seconds
         self.executor_id = ""
         self._renewed_at: float | None = None
+        self._places = OwnPlaces(self._tell, clock.monotonic, LATE_SECONDS)
         self._open = False
         self._writing, self._taking = asyncio.Lock(), asyncio.Lock()
         #: Runs of which this process knows that it holds them, and perhaps some that it holds no more.
         self._mine: set[str] = set()
-        #: Until when a claim may still be carried out of which no answer came.
+        #: Until when a claim or a write may still be carried out of which no answer came.
         self._strays_until = -math.inf
         self._heard: Callable[[Notice], None] | None = None
         self._work = self._mail = False
@@ -125,6 +139,12 @@ class SharedMemoryStore:
 
         return await self._ask("query", work)
 
+    async def count(self, wanted: RunFilter) -> int:
+        return await self._ask("query", lambda: len(self._database.overlay.matching(wanted)))
+
+    async def prune(self, before: float, limit: int) -> int:
+        return await self._ask("prune", lambda: self._database.prune(before, limit))
+
     async def next_due(self, after: float) -> float | None:
         return await self._ask("query", lambda: earliest_due(self._database.overlay.entries.values(), after))
 
@@ -170,10 +190,10 @@ class SharedMemoryStore:
     async def read(self, run_ids: Sequence[str]) -> dict[str, Held]:
         return await self._ask("read", lambda: self._database.read(run_ids))
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         me = self.executor_id
         async with self._held_only_if_told():
-            claimed = await self._ask("claim", lambda: self._database.claim(me, known, limit, now))
+            claimed = await self._ask("claim", lambda: self._database.claim(me, known, limit, now, users))
             self._mine.update(held.run.run_id for held in claimed.held)
         return claimed
 
@@ -190,13 +210,17 @@ class SharedMemoryStore:
             try:
                 yield
             except BaseException:
-                self._strays_until = self._clock.monotonic() + LATE_SECONDS + self.lease_seconds
+                self._expect_strays()
                 raise
+
+    def _expect_strays(self) -> None:
+        self._strays_until = self._clock.monotonic() + LATE_SECONDS + self.lease_seconds
 
     async def release(self, held: Iterable[tuple[str, int]]) -> None:
         me, runs = self.executor_id, list(held)
-        await self._ask("release", lambda: self._database.release(me, runs))
         self._mine.difference_update(run_id for run_id, _ in runs)
+        if await self._ask("release", lambda: self._database.release(me, runs)) < len(runs):
+            self._expect_strays()  # what creates one of them was given up, and may still be carried out
 
     async def mail(self, known: Sequence[Known], limit: int) -> list[Message]:
         me = self.executor_id
@@ -207,6 +231,21 @@ class SharedMemoryStore:
 
     async def placement(self, run_id: str) -> Placement | None:
         return await self._ask("read", lambda: self._database.placement(run_id))
+
+    # -- limits of all processes together
+
+    async def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        return await self._ask("let_in", lambda: self._database.let_in(asked, bounds))
+
+    async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        return await self._places.take(self.executor_id, wanted)
+
+    async def give_places(self, given: Mapping[str, int]) -> None:
+        if await self._places.give(self.executor_id, given):
+            self.notify(work=True)
+
+    async def _tell(self, told: PlacesTold) -> list[tuple[int, int]]:
+        return await self._ask("places", lambda: self._database.ledger.hold(told))
 
     # -- the lease
 

@@ -39,16 +39,22 @@ def note(word: str) -> str:
     return word
 
 
-def settings(schema: str, *, lease: float = 1.5, max_running: int = 50, poll: float = 1.0, grace: float = 0.2) -> Any:
+def settings(
+    schema: str, *, lease: float = 1.5, concurrency: int = 50, poll: float = 1.0, grace: float = 0.2, **limits: Any
+) -> Any:
     """Of an application, as its keyword arguments."""
     return {
         "config": Config(
             postgres=PostgresSettings(schema=schema, lease_seconds=lease, poll_seconds=poll),
             engine=EngineSettings(
-                max_recoveries=100_000, shutdown_grace_seconds=grace, cancel_grace_seconds=1.0, idle_seconds=0.1
+                max_recoveries=100_000,
+                shutdown_grace_seconds=grace,
+                cancel_grace_seconds=1.0,
+                idle_seconds=0.1,
+                concurrency=concurrency,
             ),
         ),
-        "limits": Limits(max_running=max_running),
+        "limits": Limits(**limits),
     }
 
 
@@ -126,6 +132,19 @@ async def listening(ctx: Context[Any], word: str) -> str:
     await act(f"{word}.begun")
     await ctx.emit("begun", word)
     return await ctx.wait_for("go")  # type: ignore[no-any-return]
+
+
+@shape
+async def occupying(word: str, seconds: float = 0.0, gate: str = "") -> str:
+    """Notes when it begins and when it ends; it lasts so long, or until there is a file."""
+    note(f"in:{word}")
+    try:
+        await asyncio.sleep(seconds)
+        while gate and not Path(gate).exists():
+            await asyncio.sleep(0.01)
+        return word
+    finally:
+        note(f"out:{word}")
 
 
 @shape
@@ -223,6 +242,12 @@ async def awaits_shared(word: str, key: str) -> list[str]:
     return [await leaf.options(key=key)(key, 0.05), await act(f"{word}.end")]
 
 
+@shape
+async def awaits_named(key: str, seconds: float) -> str:
+    """Waits for a run that somebody else has started."""
+    return await leaf.options(key=key)(key, seconds)
+
+
 SHAPES: tuple[Any, ...] = (steps, family, merging, awaiting, sleeping, signalled, retrying, mapping)
 
 
@@ -244,6 +269,23 @@ class Worker:
             chosen = chosen.options(**options)
         handles = await asyncio.gather(*(self._app.start(chosen, *args) for _ in range(times)))
         return [handle.run_id for handle in handles]
+
+    async def storm(self, task: str, words: list[str], args: list[Any]) -> list[Any]:
+        """Start a run for each of these words at once, of the user that it begins with; ids, or why not and when to try again."""
+        definition = find_task(task)
+        assert definition is not None, task
+
+        async def one(word: str) -> Any:
+            try:
+                return (
+                    await self._app.start(
+                        Task(definition).options(user=word.split(":", maxsplit=1)[0] or None), word, *args
+                    )
+                ).run_id
+            except durable.BackpressureError as error:
+                return [error.limit, error.retry_after]
+
+        return await asyncio.gather(*map(one, words))
 
     async def tell(self, run: str, verb: str, args: list[Any]) -> Any:
         """Have a handle do something."""

@@ -164,7 +164,7 @@ async def test_who_was_stopped_past_its_lease_writes_nothing_stale(place: Place)
     rounds, lease = (10 if FULL else 2), 1.0
     rng = random.Random(int(os.environ.get("DURABLE_SEED", "2")))
     async with place.client(lease=lease) as app:
-        crew = await place.crew(5, lease=lease, max_running=20)
+        crew = await place.crew(5, lease=lease, concurrency=20)
         over = asyncio.Event()
 
         async def load() -> list[Handle[Any]]:
@@ -211,7 +211,7 @@ async def test_starts_of_one_key_from_four_processes_give_one_run(place: Place) 
 async def test_parents_on_two_executors_share_the_child_that_a_key_names(place: Place, task: Any) -> None:
     """Whoever is first brings it into being; all are told of its end."""
     async with place.client(lease=LONG_LEASE) as app:
-        await place.crew(2, lease=LONG_LEASE, max_running=4)
+        await place.crew(2, lease=LONG_LEASE, concurrency=4)
         keys = [f"shared{number}" for number in range(8)]
         parents = [(key, await app.start(task, f"{key}p{n}", key)) for key in keys for n in range(4)]
         for key, handle in parents:
@@ -342,7 +342,7 @@ async def _owners(place: Place, task: Any) -> set[str]:
 async def test_families_are_whole_wherever_their_runs_are(place: Place) -> None:
     """With two slots in each of four executors, the runs of each family go where there is room."""
     async with place.client(lease=LONG_LEASE) as app:
-        crew = await place.crew(4, lease=LONG_LEASE, max_running=2)
+        crew = await place.crew(4, lease=LONG_LEASE, concurrency=2)
         starts: list[tuple[Any, tuple[Any, ...]]] = [
             (shapes.family, ("returned", 12)), (shapes.merging, ("merging",)), (shapes.nested, ("nested", 3)),
             (shapes.awaiting, ("awaiting",)), (shapes.deep, ("deep", 8)), (shapes.mapping, ("mapping",)),
@@ -376,7 +376,7 @@ def _leaves(value: Any) -> list[str]:
 )
 async def test_cancelling_a_parent_cancels_its_children_on_other_executors(place: Place, task: Any) -> None:
     async with place.client(lease=LONG_LEASE) as app:
-        crew = await place.crew(3, lease=LONG_LEASE, max_running=2)
+        crew = await place.crew(3, lease=LONG_LEASE, concurrency=2)
         handle = await app.start(task, "held", str(place.gate))
 
         async def elsewhere() -> bool:
@@ -471,7 +471,7 @@ async def test_sigterm_hands_runs_over_at_once(place: Place) -> None:
 async def test_priority_holds_over_executors(place: Place) -> None:
     """What waits in the store is begun in the order of its priority, whoever begins it."""
     async with place.client(lease=LONG_LEASE) as app:
-        crew = await place.crew(2, lease=LONG_LEASE, max_running=1)
+        crew = await place.crew(2, lease=LONG_LEASE, concurrency=1)
         held = [await app.start(shapes.holding, f"held{number}", str(place.gate)) for number in range(2)]
         await place.acted("held0", "held1")
         low = [await app.start(shapes.leaf.options(priority=-1), f"low{number}") for number in range(6)]
@@ -488,7 +488,7 @@ async def test_priority_holds_over_executors(place: Place) -> None:
 @pytest.mark.timeout(120)
 async def test_a_large_family_does_not_keep_out_others(place: Place) -> None:
     async with place.client(lease=LONG_LEASE) as app:
-        await place.crew(2, lease=LONG_LEASE, max_running=1)
+        await place.crew(2, lease=LONG_LEASE, concurrency=1)
         big = await app.start(shapes.family, "big", 150)
         await place.acted("big.body")
         small = [await app.start(shapes.leaf, f"small{number}") for number in range(3)]

@@ -183,6 +183,12 @@ async def test_handles_reach_runs_on_every_shard(place: Shards) -> None:
             with pytest.raises(RunCancelledError):
                 await handle.wait()
         await asyncio.gather(*(handle.wait() for handle in failing), return_exceptions=True)
+
+        async def all_are_cancelled() -> bool:
+            runs = [run for run, _ in await all_runs(app) if run.task == shapes.holding.name]
+            return all(run.ended for run in runs)
+
+        await until(all_are_cancelled, "the end of all descendants")
         place.open_gate()
 
         async def retried(handle: Handle[Any]) -> None:

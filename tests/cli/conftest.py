@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> Iterator[Path]:
 
 
 #: Their law is that no body runs, which they keep by being a process that has no task: this one has.
-DECIDING = frozenset({"cancel", "retry", "stop", "resume"})
+DECIDING = frozenset({"cancel", "retry", "stop", "resume", "discard"})
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_wrong_use_is_exit_code_2(durable: Cli, arguments: tuple[str, ...]) -> N
 @pytest.mark.parametrize(
     "command",
     [
-        *("", "runs", "show", "events", "why", "cancel", "retry", "stop", "resume"),
+        *("", "runs", "stats", "show", "events", "why", "cancel", "retry", "stop", "resume"),
         *("worker", "migrate", "log", "log verify", "demo"),
     ],
 )

@@ -70,6 +70,7 @@ def test_create_records_what_was_asked_for() -> None:
         retry=Retry(3, delay=2),
         timeout=9.0,
         delay=5.0,
+        trace="00-a-b-01",
     )
     record = only(decide(Run(RUN_ID), create, 10.0, 100))
     assert record == Record(
@@ -87,6 +88,7 @@ def test_create_records_what_was_asked_for() -> None:
             "parent": "p",
             "attached": True,
             "priority": 3,
+            "trace": "00-a-b-01",
             "timeout": 9.0,
             "retry": [3, 2.0, 2.0, 60.0, 0.0],
             "not_before": 15.0,
@@ -366,6 +368,29 @@ def test_a_dead_letter_is_discarded_once(status: Status) -> None:
     assert (run.status, run.dead) == (status, False)
     with pytest.raises(TransitionError, match=f"is {status} and no dead letter"):
         give(run, Discard())
+
+
+def test_why_a_dead_letter_was_discarded_is_on_record() -> None:
+    """Where nobody asked for it, the record says the reason; else it has none."""
+    run = made(Status.FAILED)
+    assert decide(run, Discard("too old"), 9.0, 100)[0].head == {"reason": "too old"}
+    assert decide(run, Discard(), 9.0, 100)[0].head == {}
+
+
+def test_a_dead_letter_is_retried_so_often_and_no_more() -> None:
+    """Only retries as a dead letter count, and only they have a bound, which the refusal names."""
+    run = made(Status.FAILED)
+    give(run, Revive(), Begin(), Fail(FAILURE, retryable=False))
+    assert run.retried == 0
+    give(run, Revive(letter_retries=1), Begin(), Fail(FAILURE, retryable=False))
+    assert (run.status, run.retried) == (Status.FAILED, 1)
+    with pytest.raises(LimitError, match=r"once already.*limits.dead_letter_retries \(1\)"):
+        give(run, Revive(letter_retries=1))
+    give(run, Revive(letter_retries=2), Begin(), Fail(FAILURE, retryable=False))
+    with pytest.raises(LimitError, match="2 times already"):
+        give(run, Revive(letter_retries=2))
+    give(run, Revive(), Begin())
+    assert (run.status, run.retried) == (Status.RUNNING, 2)
 
 
 def test_a_discarded_run_can_still_be_revived() -> None:

@@ -26,6 +26,7 @@ from durable.core.commands import (
     Revive,
     Send,
     Sleep,
+    Wake,
 )
 from durable.core.decide import decide
 from durable.core.records import CALLS, ENDS, Kind, Record
@@ -44,6 +45,7 @@ from tests.core.machine import (
     RUN_ID,
     WISHES,
     give,
+    lived,
     made,
 )
 
@@ -298,3 +300,27 @@ def test_a_signal_that_was_taken_for_nothing_is_unread_again() -> None:
     assert run.signals == [(second, "a")]
     apply(run, bare(Kind.STEP_CANCELLED, run.seq + 1, {"unread": first, "what": "a"}))
     assert run.signals == [(first, "a"), (second, "a")]
+
+
+def test_a_run_knows_the_trace_of_its_start_and_of_its_last_beginning() -> None:
+    """Whoever goes on with it, in whatever process, can say what it belongs to and what it follows."""
+    run = lived(trace="start")
+    assert (run.trace, run.attempt_trace) == ("start", "")
+    commands: list[Command] = [
+        Begin(),
+        Recover("crash", 9),
+        Sleep(),
+        Wake(),
+        Complete(b"1", 0, "function"),
+        Coordinate(),
+    ]
+    for command in commands:
+        for record in decide(run, command, 10.0, 100):
+            if record.kind in (Kind.STARTED, Kind.RECOVERED, Kind.AWAKE, Kind.COORDINATING):
+                record.head["trace"] = f"{record.kind.name} {record.seq}"
+            apply(run, record)
+            if record.head.get("trace"):
+                assert run.attempt_trace == record.head["trace"]
+    assert run.trace == "start" and run.attempt_trace.startswith("COORDINATING")
+    give(run, Recover("crash", 9))
+    assert run.attempt_trace.startswith("COORDINATING"), "who does not trace leaves the trail as it is"

@@ -20,6 +20,7 @@ FAILURE = {"error_type": "builtins.ValueError", "message": "nö\udfff", "traceba
         ChildEnded("a" * 32, "t", Status.COMPLETED, bytes(range(256))),
         ChildEnded("a" * 32, "t", Status.CHILDREN_FAILED, None, FAILURE, "r"),
         Discard(),
+        Discard("too old"),
         Resume(),
         Send("go", None, 5),
         Send("go", b"", 5),

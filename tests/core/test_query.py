@@ -18,6 +18,7 @@ ALL = RunFilter(
     key="k",
     parent_id="p",
     dead=True,
+    ended_by=9.0,
     after="a" * 32,
 )
 
@@ -39,6 +40,8 @@ def test_a_filter_that_says_nothing_wants_everything() -> None:
         ("key", None),
         ("parent_id", None),
         ("dead", False),
+        ("ended_at", 9.5),
+        ("ended_at", None),
         ("run_id", "a" * 32),
         ("run_id", "0" * 32),
     ],

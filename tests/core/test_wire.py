@@ -222,7 +222,9 @@ def full() -> Run:
         priority=-3,
         timeout=9.0,
         delay=5.0,
+        trace="00-a-b-01",
     )
+    run.attempt_trace = "00-a-c-01"
     give(run, Send("a", b"1", 5), Send("b", None, 5), Fail(FAILURE), Suspend("why", FAILURE))
     run.result, run.started_at, run.ended_at, run.dead, run.recoveries, run.recovery_reason = (
         b"r",
@@ -255,7 +257,7 @@ def test_a_run_comes_back_as_it_was(status: Status) -> None:
 def test_every_field_of_a_run_is_stored() -> None:
     """A field that is added to `Run` cannot be forgotten: it is in the row's state or in a column of its own."""
     run, usual = full(), Run(RUN_ID)
-    run.attempt, run.attempt_base, run.retry = 4, 2, Retry(3)
+    run.attempt, run.attempt_base, run.retried, run.retry = 4, 2, 1, Retry(3)
     columns = {"run_id", "input", "result"}
     names = {field.name for field in dataclasses.fields(Run)} - columns
     assert [name for name in names if getattr(run, name) == getattr(usual, name)] == []

@@ -9,7 +9,8 @@ from durable.core.commands import Cancel, Create, Send
 from durable.core.run import Run
 from durable.engine.committing import commit_to
 from durable.engine.entry import Entry
-from durable.engine.pipeline import UNIT_BYTES_MAX, Pipeline
+from durable.engine.lanes import UNIT_BYTES_MAX
+from durable.engine.pipeline import Pipeline
 from durable.store.memory import MemoryStore
 
 

@@ -252,6 +252,9 @@ async def test_a_body_that_ignores_cancel_is_abandoned(make_app: MakeApp, caplog
             while (await app.stats()).running:
                 await asyncio.sleep(0.01)
         assert "ignores that it was stopped" in caplog.text
+        assert [getattr(entry, "run_id", "") for entry in caplog.records if "ignores" in entry.message] == [
+            handle.run_id
+        ]
 
 
 stopped: list[int] = []

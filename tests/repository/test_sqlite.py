@@ -18,6 +18,7 @@ from durable.core.wire import encode_record
 from durable.errors import RepositoryUnavailableError, StorageError, StoreFormatError, StoreMismatchError
 from durable.repository import RecordRefusedError, RepositoryState, SqliteRepository, statements
 from durable.repository.projection import RecordRow, RunRow, run_of, run_row
+from durable.repository.sqlite import SCHEMA_VERSION
 from durable.testing.conformance import created, finished, run_id
 
 
@@ -144,9 +145,9 @@ async def test_a_newer_schema_is_refused_before_a_byte_is_written(repository: Sq
     """Older code leaves a newer database alone; what only it must not write, it may still read."""
     await repository.apply_batch(*batch(finished(1), 3))
     await repository.close()
-    for reader_min, readable in ((2, True), (3, False)):
+    for reader_min, readable in ((SCHEMA_VERSION, True), (SCHEMA_VERSION + 1, False)):
         with sqlite3.connect(path) as connection:
-            connection.execute("UPDATE meta SET value = 3 WHERE key = 'schema_version'")
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (SCHEMA_VERSION + 1,))
             connection.execute("UPDATE meta SET value = ? WHERE key = 'reader_min'", (reader_min,))
         connection.close()
         before = {file.name: file.read_bytes() for file in path.parent.iterdir()}

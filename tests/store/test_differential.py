@@ -24,6 +24,7 @@ import pytest
 from durable.config import FlushSettings, LogSettings, PostgresSettings
 from durable.core.commands import Begin, ChildEnded, Command, Complete, Coordinate, Create, Fail
 from durable.core.decide import decide
+from durable.core.families import prunable
 from durable.core.ids import family_of, family_of_key, make_run_id
 from durable.core.query import RunFilter
 from durable.core.records import Record
@@ -42,7 +43,20 @@ RECORDS_MAX = 200
 STEPS, STEPS_MAX = 250, 1_000
 SHARDS = 3
 USERS = (None, None, "", "a", "é\ud800")
-FIELDS = ("status", "task", "user", "key", "parent_id", "dead", "open", "due_after", "due_by", "after", "limit")
+FIELDS = (
+    "status",
+    "task",
+    "user",
+    "key",
+    "parent_id",
+    "dead",
+    "open",
+    "due_after",
+    "due_by",
+    "ended_by",
+    "after",
+    "limit",
+)
 
 
 class Story:
@@ -57,6 +71,7 @@ class Story:
         self.rng = rng
         self.stores = stores
         self.now = 1_700_000_000.0
+        self.created = 0
         self.runs: dict[str, Run] = {}
         self.records: dict[str, list[Record]] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
@@ -70,7 +85,8 @@ class Story:
             **{name: partial(self.command, name) for name in COMMANDS},
             "find": self.find, "find nothing": self.find_nothing, "find a key": self.find_key,
             "find no key": self.find_no_key, "history": self.history, "page of a history": self.page,
-            "histories": self.histories, "next due": self.next_due, "ask when closed": self.ask_closed,
+            "histories": self.histories, "next due": self.next_due, "count": self.count, "prune": self.prune,
+            "ask when closed": self.ask_closed,
             **{f"query by {field}": partial(self.query, field) for field in FIELDS},
         }  # fmt: skip
 
@@ -125,6 +141,7 @@ class Story:
                 run = self.runs.setdefault(record.run_id, Run(record.run_id))
                 apply(run, record)
                 self.records.setdefault(record.run_id, []).append(replace(record))
+                self.created += record.seq == 1
                 if record.seq == 1 and run.key is not None:
                     self.keys[run.user, run.key] = run.run_id
         return True
@@ -173,7 +190,7 @@ class Story:
         return await self.commit("create", self.creation())
 
     async def create_keyed(self) -> bool:
-        records = self.creation(key=f"{text(self.rng)}{len(self.runs)}")
+        records = self.creation(key=f"{text(self.rng)}{self.created}")
         return await self.commit("create with a key", records)
 
     async def create_several(self) -> bool:
@@ -186,7 +203,7 @@ class Story:
             lenient = self.rng.random() < 0.5
             returned = self.decided(run, Complete(payload(self.rng), count, join, lenient))  # type: ignore[arg-type]
             if returned:
-                keys = [f"child{len(self.runs)}.{n}" if self.rng.random() < 0.3 else None for n in range(count)]
+                keys = [f"child{self.created}.{n}" if self.rng.random() < 0.3 else None for n in range(count)]
                 children = [self.creation(run, key=key, attached=True, joined=True) for key in keys]
                 return await self.commit(
                     "create children", [*returned, *(record for each in children for record in each)]
@@ -364,6 +381,29 @@ class Story:
         outcome = await self.stores.ask(f"next_due({after})", lambda store: store.next_due(after))
         return outcome[1] is not None
 
+    async def count(self) -> bool:
+        """Of everything; what a query finds is counted there."""
+        outcome = await self.stores.ask("count all", lambda store: store.count(RunFilter(limit=0)))
+        return outcome == ("answer", len(self.runs)) and bool(self.runs)
+
+    async def prune(self) -> bool:
+        """As few as one of the first that ended, or all; how many go at most is each store's own business."""
+        ends = sorted(each.ended_at for each in self.runs.values() if each.ended_at is not None)
+        if not ends:
+            return False
+        before = self.rng.choice((*ends[:8], self.now)) + self.rng.choice((0.0, 0.1))
+        going = {run_id for family in prunable(self.runs, before) for run_id in family}
+        outcome = await self.stores.ask(f"prune({before})", lambda store: store.prune(before, 100_000))
+        assert outcome == ("answer", len(going)), (before, going)
+        for run_id in going:
+            run = self.runs.pop(run_id)
+            del self.records[run_id]
+            if run.key is not None:
+                del self.keys[run.user, run.key]
+            found = await self.stores.ask(f"find({run_id})", partial(_find, run_id))
+            assert found == ("answer", None)
+        return bool(going)
+
     async def query(self, by: str) -> bool:
         """By this field, as some run has it, and sometimes by others."""
         if not self.runs:
@@ -372,10 +412,12 @@ class Story:
         run = self.rng.choice(list(self.runs.values()))
         dues = [each.due for each in self.runs.values() if each.due]
         due = self.rng.choice(dues or [self.now])
+        ends = [each.ended_at for each in self.runs.values() if each.ended_at]
         values: dict[str, Any] = {
             "status": frozenset({run.status, *self.rng.sample(list(Status), self.rng.randrange(3))}),
             "task": run.task, "user": run.user, "key": run.key, "parent_id": run.parent_id, "dead": True, "open": True,
-            "due_after": due - self.rng.choice((0.0, 1.0)), "due_by": due + self.rng.choice((0.0, 1.0)), "after": run.run_id,
+            "due_after": due - self.rng.choice((0.0, 1.0)), "due_by": due + self.rng.choice((0.0, 1.0)),
+            "ended_by": self.rng.choice(ends or [self.now]), "after": run.run_id,
             "limit": self.rng.choice((-1, 0, 1, 3, 10_000)),
         }  # fmt: skip
         chosen = {field: values[field] for field in sorted(fields)}
@@ -383,6 +425,8 @@ class Story:
         outcome = await self.stores.ask(f"query({wanted})", lambda store: store.query(wanted))
         matching = [each for run_id, each in sorted(self.runs.items()) if wanted.matches(each)]
         assert outcome == ("answer", matching[: max(wanted.limit, 0)]), wanted
+        counted = await self.stores.ask(f"count({wanted})", lambda store: store.count(wanted))
+        assert counted == ("answer", len(matching)), wanted
         return bool(matching) and chosen[by] is not None and wanted.limit > 0
 
 

@@ -91,7 +91,7 @@ async def handles(app: Durable) -> None:
     assert_type(handle.key, str | None)
     events = handle.events(after=0, steps=False)
     assert_type(events, AsyncIterator[Event])
-    async for event in handle.events():
+    async for event in handle.events(5, True, timedelta(seconds=15)):
         assert_type(event, Event)
         assert_type(event.seq, int)
         assert_type(event.name, str)
@@ -121,7 +121,7 @@ async def asks(app: Durable, run_id: str) -> None:
         assert_type(info, RunInfo)
     async for _ in app.runs(status=["completed", Status.FAILED], task="crawl"):
         pass
-    async for event in app.subscribe(run_id, after=1):
+    async for event in app.subscribe(run_id, after=1, heartbeat=15.0):
         assert_type(event, Event)
     async for letter in app.dead_letters.list():
         assert_type(letter, RunInfo)

@@ -1,7 +1,7 @@
 """Holding runs: claims, the lease under which they are held, messages for them, and where they are.
 
-Law: taking hold of a run raises its epoch, in the statement that sees that nobody holds it. An executor whose lease has passed takes hold
-of nothing, and has no other way back than to become another executor.
+Law: taking hold of a run raises its epoch, in the statement that sees that nobody holds it; so does letting go of it. An executor whose
+lease has passed takes hold of nothing, and has no other way back than to become another executor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from durable.store.postgres.columns import Longs, Texts, escape, escape_some, un
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.statements import Statements
-from durable.store.shared import Claimed, Held, Known, Placement
+from durable.store.shared import Claimed, Executor, Held, Known, Placement, UserBounds
 
 #: Candidates beyond those that are wanted, for each task: others may be about to take the first.
 SPARE = 50
@@ -57,7 +57,7 @@ class Claims:
         self._entropy = entropy
         self._renewed_at: float | None = None
         self._taking = asyncio.Lock()
-        #: Until when a claim whose answer did not come may still be carried out.
+        #: Until when a claim or a write whose answer did not come may still be carried out.
         self._strays_until: float | None = None
         #: Empty while it is none.
         self.executor_id = ""
@@ -109,12 +109,17 @@ class Claims:
 
     # -- holding runs
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         """See `SharedStore.claim`."""
         me = self.executor_id
         values = {"me": me, "limit": limit, "reach": 2 * limit + SPARE, "now": float(now), **_columns(known)}
+        statement = self._statements.CLAIM
+        if users is not None:
+            statement = self._statements.CLAIM_FEW
+            names, counts = Texts([escape(user) for user in users.of]), Longs(list(users.of.values()))
+            values |= {"users": names, "counts": counts, "most": users.most}
         async with self._held_only_if_told():
-            rows = await self._queries.tell(self._statements.CLAIM, values)
+            rows = await self._queries.tell(statement, values)
             self._recent.mine.update(row[1] for row in rows if row[1] is not None)
         held = [self._queries.held(row[1:6], row[6], me) for row in rows if row[1] is not None]
         return Claimed(held, len(held) >= limit, rows[0][0])
@@ -134,8 +139,9 @@ class Claims:
         if runs:
             ids, epochs = Texts([escape(run_id) for run_id, _ in runs]), Longs([epoch for _, epoch in runs])
             values = {"me": self.executor_id, "ids": ids, "epochs": epochs}
-            await self._queries.change(self._statements.RELEASE, values)
             self._recent.mine.difference_update(run_id for run_id, _ in runs)
+            if await self._queries.change(self._statements.RELEASE, values) < len(runs):
+                self._expect_strays()  # what creates one of them was given up, and may still be carried out
 
     @asynccontextmanager
     async def _held_only_if_told(self) -> AsyncIterator[None]:
@@ -144,8 +150,11 @@ class Claims:
             try:
                 yield
             except BaseException:
-                self._strays_until = self._clock.monotonic() + self._statement_seconds + self._lease_seconds
+                self._expect_strays()
                 raise
+
+    def _expect_strays(self) -> None:
+        self._strays_until = self._clock.monotonic() + self._statement_seconds + self._lease_seconds
 
     async def _free_strays(self) -> None:
         """Let go of what is held without having been told so. What was asked for may be carried out late, so this is done for a while."""
@@ -181,6 +190,11 @@ class Claims:
         owner, host, pid, left, epoch, messages, executors, versions = rows[0]
         known = [None if version is None else unescape(version) for version in versions]
         return Placement(owner, unescape(host or ""), pid or 0, left or 0.0, epoch, messages, executors, known)
+
+    async def executors(self) -> list[Executor]:
+        """See `PostgresStore.executors`."""
+        rows = await self._queries.ask(self._statements.EXECUTORS, ())
+        return [Executor(executor_id, unescape(host), *rest) for executor_id, host, *rest in rows]
 
 
 def _columns(known: Sequence[Known]) -> dict[str, Texts]:

@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from durable.errors import RepositoryUnavailableError, StoreFormatError, StoreMismatchError
 
 #: The scripts in order; `{schema}` in them stands for the quoted name of the schema, which is there when they run.
-SCRIPTS = {1: "0001_tables.sql"}
+SCRIPTS = {1: "0001_tables.sql", 2: "0002_ledger.sql", 3: "0003_closed.sql"}
 SCHEMA_VERSION = max(SCRIPTS)
 #: How often a migration is begun anew that met another one of the same schema.
 TRIES = 50
@@ -86,9 +86,11 @@ def grants(schema: str, role: str, kind: Literal["execute", "read"]) -> str:
             f"GRANT USAGE ON SCHEMA {inside} TO {to};",
             f"GRANT {rights} ON ALL TABLES IN SCHEMA {inside} TO {to};",
             f"GRANT {sequences} ON ALL SEQUENCES IN SCHEMA {inside} TO {to};",
+            f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {inside} TO {to};",
             # For what later versions add, when the same role migrates.
             f"ALTER DEFAULT PRIVILEGES IN SCHEMA {inside} GRANT {rights} ON TABLES TO {to};",
             f"ALTER DEFAULT PRIVILEGES IN SCHEMA {inside} GRANT {sequences} ON SEQUENCES TO {to};",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {inside} GRANT EXECUTE ON FUNCTIONS TO {to};",
         )
     )
 

@@ -114,6 +114,12 @@ class Queries:
             runs.extend(run_of(row) for row in rows[start : start + SLICE_ROWS])
         return runs
 
+    async def count(self, wanted: RunFilter) -> int:
+        """See `Store.count`."""
+        conditions, values = _conditions(wanted)
+        rows = await self.ask(self._statements.count(conditions), values)
+        return int(rows[0][0])
+
     async def next_due(self, after: float) -> float | None:
         """See `Store.next_due`."""
         rows = await self.ask(self._statements.NEXT_DUE, (after,))
@@ -148,7 +154,11 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], list[object]]:
         if text is not None:
             conditions.append(condition)
             values.append(escape(text))
-    for condition, time in (("due > %s", wanted.due_after), ("due <= %s", wanted.due_by)):
+    for condition, time in (
+        ("due > %s", wanted.due_after),
+        ("due <= %s", wanted.due_by),
+        ("ended_at <= %s", wanted.ended_by),
+    ):
         if time is not None:
             conditions.append(condition)
             values.append(time)

@@ -83,19 +83,21 @@ class Statements:
         self._schema = f'"{schema}"'
         self._writes: dict[Variant, bytes] = {}
         for name, text in _TEXTS.items():
-            setattr(self, name, self._in_schema(text))
+            setattr(self, name, self.of(text))
 
     ENROLL: bytes
     RENEW: bytes
     SWEEP: bytes
     LEAVE: bytes
     CLAIM: bytes
+    CLAIM_FEW: bytes
     TAKE: bytes
     RELEASE: bytes
     OWNED: bytes
     MAIL: bytes
     ANSWER: bytes
     PLACEMENT: bytes
+    EXECUTORS: bytes
     STORE_ID: bytes
     STATES: bytes
     TOKENS: bytes
@@ -112,6 +114,10 @@ class Statements:
     NEXT_DUE: bytes
     MEMBERS: bytes
     JOIN: bytes
+    LET_IN: bytes
+    ANNOUNCED: bytes
+    QUEUE: bytes
+    HOLD_PLACES: bytes
     HAND_ON: bytes
     STRAYS: bytes
     HANDED_ON: bytes
@@ -120,17 +126,22 @@ class Statements:
     def query(self, conditions: Iterable[str]) -> bytes:
         """The statement that finds runs, in order of their ids; its last value is how many."""
         where = " AND ".join(conditions) or "true"
-        return self._in_schema(f"SELECT {_RUN} FROM {{s}}.runs r WHERE {where} ORDER BY run_id LIMIT %s")
+        return self.of(f"SELECT {_RUN} FROM {{s}}.runs r WHERE {where} ORDER BY run_id LIMIT %s")
+
+    def count(self, conditions: Iterable[str]) -> bytes:
+        """The statement that counts runs."""
+        return self.of(f"SELECT count(*) FROM {{s}}.runs r WHERE {' AND '.join(conditions) or 'true'}")
 
     def write(self, variant: Variant) -> bytes:
         """The statement that writes parcels. It answers the first parcel's batch, and fails with SQLSTATE 22012 where a run or a
         message is not as expected."""
         found = self._writes.get(variant)
         if found is None:
-            found = self._writes[variant] = self._in_schema(_write(variant))
+            found = self._writes[variant] = self.of(_write(variant))
         return found
 
-    def _in_schema(self, text: str) -> bytes:
+    def of(self, text: str) -> bytes:
+        """A statement with the schema in place of `{s}`."""
         return " ".join(text.replace("{s}", self._schema).split()).encode()
 
 
@@ -200,6 +211,38 @@ _WANTED = (
 _FITS = "r.task = k.task AND (k.version IS NULL OR r.version IS NULL OR r.version = k.version)"
 _FREED = "owner = NULL, epoch = epoch + 1"
 
+#: Of users who may have none, none; of the others as many as they may have, of those that stand first.
+_OF = "(SELECT o.most FROM unnest(%(users)b::text[], %(counts)b::bigint[]) AS o (name, most) WHERE o.name = {user})"
+_MAY = f"({_OF.replace('{user}', 'r.user_name')} IS DISTINCT FROM 0)"
+_RANK = "row_number() OVER (PARTITION BY user_name ORDER BY standing)"
+_FEW = f"(c.user_name IS NULL OR c.rank <= COALESCE({_OF.replace('{user}', 'c.user_name')}, %(most)s::bigint))"
+# More candidates than are wanted: others may be about to take the first. What was taken meanwhile does not fit any more once locked.
+_CLAIM = f"""
+    WITH {_KNOWN},
+        candidates AS MATERIALIZED (
+            SELECT c.run_id, c.standing, c.user_name FROM known k CROSS JOIN LATERAL (
+                SELECT r.run_id, r.standing, r.user_name FROM {{s}}.runs r
+                WHERE r.owner IS NULL AND r.due <= 0 AND {_FITS} AND {_UNTOLD} AND {_WANTED} AND {{may}}
+                ORDER BY r.standing LIMIT %(reach)s) c
+            UNION ALL
+            SELECT c.run_id, c.standing, c.user_name FROM known k CROSS JOIN LATERAL (
+                SELECT r.run_id, r.standing, r.user_name FROM {{s}}.runs r
+                WHERE r.owner IS NULL AND r.due > 0 AND r.due <= %(now)s::float8 AND {_FITS} AND {_UNTOLD} AND {_WANTED} AND {{may}}
+                ORDER BY r.due LIMIT %(reach)s) c),
+        picked AS MATERIALIZED (
+            SELECT r.run_id FROM (SELECT *, {{rank}} AS rank FROM candidates) c JOIN {{s}}.runs r ON r.run_id = c.run_id
+            WHERE r.owner IS NULL AND r.due <= GREATEST(%(now)s::float8, 0) AND EXISTS ({_ME}) AND {{few}}
+            ORDER BY c.standing LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED),
+        taken AS (
+            UPDATE {{s}}.runs r SET owner = %(me)s, epoch = r.epoch + 1 FROM picked WHERE r.run_id = picked.run_id
+            RETURNING {_RUN}, r.epoch, r.standing),
+        coming AS (
+            SELECT min(c.due) AS due FROM known k CROSS JOIN LATERAL (
+                SELECT r.due FROM {{s}}.runs r WHERE r.owner IS NULL AND r.due > 0 AND r.due > %(now)s::float8 AND {_FITS}
+                ORDER BY r.due LIMIT 1) c)
+    SELECT coming.due, t.* FROM coming LEFT JOIN taken t ON true ORDER BY t.standing, t.run_id
+"""
+
 #: The statements as they are said to psycopg, but for the schema.
 _TEXTS = {
     "ENROLL": f"""
@@ -225,32 +268,9 @@ _TEXTS = {
         WITH gone AS (DELETE FROM {{s}}.executors WHERE executor_id = %(me)s)
         UPDATE {{s}}.runs SET {_FREED} WHERE owner = %(me)s
     """,
-    # More candidates than are wanted: others may be about to take the first. What was taken meanwhile does not fit any more once locked.
-    "CLAIM": f"""
-        WITH {_KNOWN},
-            candidates AS MATERIALIZED (
-                SELECT c.run_id, c.standing FROM known k CROSS JOIN LATERAL (
-                    SELECT r.run_id, r.standing FROM {{s}}.runs r
-                    WHERE r.owner IS NULL AND r.due <= 0 AND {_FITS} AND {_UNTOLD} AND {_WANTED}
-                    ORDER BY r.standing LIMIT %(reach)s) c
-                UNION ALL
-                SELECT c.run_id, c.standing FROM known k CROSS JOIN LATERAL (
-                    SELECT r.run_id, r.standing FROM {{s}}.runs r
-                    WHERE r.owner IS NULL AND r.due > 0 AND r.due <= %(now)s::float8 AND {_FITS} AND {_UNTOLD} AND {_WANTED}
-                    ORDER BY r.due LIMIT %(reach)s) c),
-            picked AS MATERIALIZED (
-                SELECT r.run_id FROM candidates c JOIN {{s}}.runs r ON r.run_id = c.run_id
-                WHERE r.owner IS NULL AND r.due <= GREATEST(%(now)s::float8, 0) AND EXISTS ({_ME})
-                ORDER BY c.standing LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED),
-            taken AS (
-                UPDATE {{s}}.runs r SET owner = %(me)s, epoch = r.epoch + 1 FROM picked WHERE r.run_id = picked.run_id
-                RETURNING {_RUN}, r.epoch, r.standing),
-            coming AS (
-                SELECT min(c.due) AS due FROM known k CROSS JOIN LATERAL (
-                    SELECT r.due FROM {{s}}.runs r WHERE r.owner IS NULL AND r.due > 0 AND r.due > %(now)s::float8 AND {_FITS}
-                    ORDER BY r.due LIMIT 1) c)
-        SELECT coming.due, t.* FROM coming LEFT JOIN taken t ON true ORDER BY t.standing, t.run_id
-    """,
+    "CLAIM": _CLAIM.replace("{may}", "true").replace("{rank}", "1").replace("{few}", "true"),
+    # The same, where no more than some runs of each user are wanted.
+    "CLAIM_FEW": _CLAIM.replace("{may}", _MAY).replace("{rank}", _RANK).replace("{few}", _FEW),
     "TAKE": f"""
         WITH picked AS MATERIALIZED (
             SELECT r.run_id FROM {{s}}.runs r
@@ -259,8 +279,10 @@ _TEXTS = {
         UPDATE {{s}}.runs r SET owner = %(me)s, epoch = r.epoch + 1 FROM picked WHERE r.run_id = picked.run_id
         RETURNING {_RUN}, r.epoch
     """,
+    # What was given up under this epoch, and is still on its way, does not count any more.
     "RELEASE": """
-        UPDATE {s}.runs r SET owner = NULL FROM unnest(%(ids)b::text[], %(epochs)b::bigint[]) AS n (run_id, epoch)
+        UPDATE {s}.runs r SET owner = NULL, epoch = r.epoch + 1
+        FROM unnest(%(ids)b::text[], %(epochs)b::bigint[]) AS n (run_id, epoch)
         WHERE r.run_id = n.run_id AND r.epoch = n.epoch AND r.owner = %(me)s
     """,
     "OWNED": "SELECT run_id, epoch FROM {s}.runs WHERE owner = %s",
@@ -279,6 +301,12 @@ _TEXTS = {
             ARRAY(SELECT DISTINCT k.version FROM {{s}}.executors e, unnest(e.tasks, e.versions) AS k (task, version)
                 WHERE e.expires_at > clock_timestamp() AND k.task = r.task)
         FROM {{s}}.runs r LEFT JOIN {{s}}.executors o ON o.executor_id = r.owner WHERE r.run_id = %s
+    """,
+    "EXECUTORS": """
+        SELECT e.executor_id, e.host, e.pid, EXTRACT(epoch FROM e.started_at)::float8,
+            EXTRACT(epoch FROM e.expires_at - clock_timestamp())::float8,
+            (SELECT count(*) FROM {s}.runs r WHERE r.owner = e.executor_id)
+        FROM {s}.executors e ORDER BY e.started_at, e.executor_id
     """,
     "STORE_ID": "SELECT value FROM {s}.meta WHERE key = 'store_id'",
     # What a write goes by.
@@ -310,6 +338,16 @@ _TEXTS = {
     "HISTORY": "SELECT seq, batch, body FROM {s}.records WHERE run_id = %s AND seq > %s ORDER BY seq LIMIT %s",
     "HISTORIES": "SELECT run_id, batch, body FROM {s}.records WHERE run_id = ANY(%b::text[]) ORDER BY run_id, seq",
     "NEXT_DUE": "SELECT due FROM {s}.runs WHERE open AND due > %s ORDER BY due LIMIT 1",
+    # What all count together: see `sql/0002_ledger.sql`.
+    "LET_IN": """
+        SELECT reason, retry_after FROM {s}.let_in(%(ids)b, %(users)b, %(waits)b, %(starts)s::bigint, %(starts_per_user)s::bigint,
+            %(window)s::float8, %(queued)s::bigint, %(waiting)s::bigint, %(there)b)
+    """,
+    "ANNOUNCED": "SELECT run_id FROM {s}.announced WHERE at > EXTRACT(epoch FROM clock_timestamp())::float8 - 10",
+    "QUEUE": "SELECT waiting, there FROM {s}.queue(%s::bigint, %b)",
+    "HOLD_PLACES": """
+        SELECT got, others FROM {s}.hold_places(%(me)s, %(turn)s::bigint, %(names)b, %(had)b, %(wanted)b, %(bounds)b)
+    """,
     # Shards.
     "MEMBERS": "SELECT (SELECT value FROM {s}.meta WHERE key = 'shards'), EXISTS (SELECT 1 FROM {s}.runs)",
     "JOIN": "INSERT INTO {s}.meta (key, value) VALUES ('shards', %s) ON CONFLICT DO NOTHING",

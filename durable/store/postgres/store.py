@@ -6,7 +6,7 @@ Law: it is put together here, and what it does is done in the modules that it is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, cast
 
@@ -25,8 +25,10 @@ from durable.errors import ConfigError, DurableError, RepositoryUnavailableError
 from durable.store.base import StoreHealth, Unit
 from durable.store.postgres.apart import Apart
 from durable.store.postgres.claims import Claims
+from durable.store.postgres.ledger import Ledger
 from durable.store.postgres.migrations import migrate, verify
 from durable.store.postgres.notices import Notices
+from durable.store.postgres.pruning import Pruning, Watched
 from durable.store.postgres.queries import Queries
 from durable.store.postgres.recent import Recent
 from durable.store.postgres.session import Sessions
@@ -35,7 +37,20 @@ from durable.store.postgres.shards.store import ShardedStore
 from durable.store.postgres.statements import Statements
 from durable.store.postgres.writer import Writer
 from durable.store.postgres.writes import Writes
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+from durable.store.shared import (
+    Claimed,
+    Executor,
+    Held,
+    Known,
+    Notice,
+    Parcel,
+    Placement,
+    SharedStore,
+    StartAsked,
+    StartBounds,
+    StartRefused,
+    UserBounds,
+)  # fmt: skip
 
 #: Connections of the pool that are lent to nobody, where there are more.
 OWN_CONNECTIONS = 2
@@ -90,11 +105,14 @@ class PostgresStore:
         self._statements = statements = Statements(settings.schema)
         recent = Recent()
         self._queries = Queries(sessions, statements, recent)
+        self._pruning = Pruning(self._queries, statements, recent)
         self._writer = Writer(sessions, statements)
         self._writes = Writes(self._writer, statements, recent, entropy)
         self._apart = Apart(self._writer, statements, recent)
         self._claims = Claims(self._queries, statements, recent, settings=settings, clock=clock, entropy=entropy)
         self._recent = recent
+        #: What all processes count together.
+        self.ledger = Ledger(self._queries, statements, settings=settings, clock=clock)
         #: What it does as one of several shards.
         self.membership = Membership(sessions, self._queries, statements)
         #: Why it is not open yet, where it will be as soon as its database can be reached; else empty.
@@ -248,6 +266,14 @@ class PostgresStore:
         self._check()
         return await self._queries.query(wanted)
 
+    async def count(self, wanted: RunFilter) -> int:
+        self._check()
+        return await self._queries.count(wanted)
+
+    async def prune(self, before: float, limit: int, watched: Watched | None = None) -> int:
+        self._check()
+        return await self._pruning.prune(before, limit, watched)
+
     async def next_due(self, after: float) -> float | None:
         self._check()
         return await self._queries.next_due(after)
@@ -278,9 +304,9 @@ class PostgresStore:
         self._check()
         return await self._queries.read(run_ids)
 
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
+    async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         self._check()
-        return await self._claims.claim(known, limit, now)
+        return await self._claims.claim(known, limit, now, users)
 
     async def take(self, run_ids: Sequence[str]) -> list[Held]:
         self._check()
@@ -301,6 +327,26 @@ class PostgresStore:
     async def placement(self, run_id: str) -> Placement | None:
         self._check()
         return await self._claims.placement(run_id)
+
+    async def executors(self) -> list[Executor]:
+        """The executors that there are, those whose lease has passed among them until they are swept."""
+        self._check()
+        return await self._claims.executors()
+
+    # -- limits of all processes together
+
+    async def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
+        self._check()
+        return await self.ledger.let_in(asked, bounds)
+
+    async def take_places(self, wanted: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        self._check()
+        return await self.ledger.places.take(self.executor_id, wanted)
+
+    async def give_places(self, given: Mapping[str, int]) -> None:
+        self._check()
+        if await self.ledger.places.give(self.executor_id, given):
+            self.notify(work=True)
 
     # -- the lease
 

@@ -188,15 +188,17 @@ async def test_who_leaves_or_enrolls_anew_lets_go(open_postgres: Opener, store: 
 
 
 async def test_release_lets_go_of_what_is_still_held(open_postgres: Opener, store: PostgresStore) -> None:
-    """One that has changed hands since is left alone."""
+    """One that has changed hands since is left alone. What was decided before does not count any more."""
     other = await open_postgres()
     await other.enroll(TASK)
     await waiting(store, parcel(*begun(1)), parcel(*begun(2)))
     await store.release([(run_id(1), 1), (run_id(2), 7)])
+    outcomes = await store.write([parcel(step(1, 3), epochs={1: 1}), parcel(step(2, 3), epochs={2: 1})])
+    assert [type(outcome) for outcome in outcomes] == [LeaseLostError, type(None)]
     assert await store.take([run_id(2)]) == []
     assert numbers(await other.take([run_id(1), run_id(2)])) == [1]
     await store.release([(run_id(1), 1), (run_id(1), 2)])
-    assert (await other.read([run_id(1)]))[run_id(1)][1:] == (2, other.executor_id)
+    assert (await other.read([run_id(1)]))[run_id(1)][1:] == (3, other.executor_id)
 
 
 async def test_a_lease_is_renewed(open_postgres: Opener) -> None:

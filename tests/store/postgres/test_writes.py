@@ -55,7 +55,7 @@ async def test_a_stale_parcel_is_refused_and_its_neighbours_are_written(
     other = await open_postgres()
     await other.enroll(TASK)
     await store.release([(run_id(2), 1)])
-    assert [held.epoch for held in await other.take([run_id(2)])] == [2]
+    assert [held.epoch for held in await other.take([run_id(2)])] == [3]
     outcomes = await kinds(
         store,
         [
@@ -71,7 +71,7 @@ async def test_a_stale_parcel_is_refused_and_its_neighbours_are_written(
     lost = LeaseLostError
     assert outcomes == [None, lost, lost, None, lost, None, lost]
     assert [len(await store.history(run_id(number))) for number in (1, 2, 3, 4, 9)] == [4, 2, 3, 2, 0]
-    assert await kinds(other, [parcel(step(2, 3), epochs={2: 2})]) == [None]
+    assert await kinds(other, [parcel(step(2, 3), epochs={2: 3})]) == [None]
 
 
 async def test_a_run_without_an_epoch_is_fenced_by_its_seq(open_postgres: Opener, store: PostgresStore) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -26,12 +26,15 @@ from durable.core.records import Record
 from durable.core.run import Run
 from durable.errors import DurableError, RepositoryUnavailableError, StorageError
 from durable.store.base import StoreHealth, Unit
+from durable.store.postgres.shards.claims import Claiming
 from durable.store.postgres.shards.courier import Courier, Post
 from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.keeping import Keeping
+from durable.store.postgres.shards.limits import Limited
 from durable.store.postgres.shards.placing import Placing
 from durable.store.postgres.shards.reach import Reach
 from durable.store.postgres.shards.roll import Member, call_roll, come_late
-from durable.store.shared import Claimed, Held, Known, Notice, Parcel, Placement, SharedStore
+from durable.store.shared import Held, Known, Notice, Parcel, Placement, SharedStore
 
 logger = logging.getLogger("durable.store")
 
@@ -49,7 +52,7 @@ class Shard(SharedStore, Post, Member, Protocol):
         ...
 
 
-class ShardedStore:
+class ShardedStore(Claiming, Keeping, Limited):
     """See the module, and `durable.store.shared.SharedStore`. What is not told here of one shard is told of all: it fails if one does.
 
     Arguments:
@@ -267,30 +270,6 @@ class ShardedStore:
     async def read(self, run_ids: Sequence[str]) -> dict[str, Held]:
         found = await self._fan.some(self._fan.those_of(run_ids, lambda shard, ids: shard.read(ids)))
         return {run_id: held for some in found for run_id, held in some.items()}
-
-    async def claim(self, known: Sequence[Known], limit: int, now: float) -> Claimed:
-        """See `SharedStore.claim`. Each shard has an equal share of the limit, and a shard that gets none is asked when some is left."""
-        self._let_go()
-        places = self._fan.present()
-        shares = {place: limit // len(places) + (turn < limit % len(places)) for turn, place in enumerate(places)}
-        found, failures = await self._claimed(known, {place: share for place, share in shares.items() if share}, now)
-        waiting = [place for place, share in shares.items() if not share]
-        while waiting and (left := limit - sum(len(each.held) for each in found)) > 0:
-            more, failed = await self._claimed(known, {waiting.pop(0): left}, now)
-            found += more
-            failures += failed
-        if failures and not found:
-            raise failures[0]
-        held = [run for row in zip_longest(*(each.held for each in found)) for run in row if run is not None]
-        dues = [each.next_due for each in found if each.next_due is not None]
-        return Claimed(held, bool(waiting) or any(each.more for each in found), min(dues, default=None))
-
-    async def _claimed(
-        self, known: Sequence[Known], shares: Mapping[int, int], now: float
-    ) -> tuple[list[Claimed], list[StorageError]]:
-        asks = {place: partial(self._fan.shards[place].claim, known, share, now) for place, share in shares.items()}
-        answers, failures = await self._fan.tried(asks)
-        return list(answers.values()), failures
 
     async def take(self, run_ids: Sequence[str]) -> list[Held]:
         found = await self._fan.some(self._fan.those_of(run_ids, lambda shard, ids: shard.take(ids)))
