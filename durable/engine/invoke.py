@@ -5,6 +5,7 @@ Law: a call that is cancelled leaves nothing behind that could report later: a t
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal
@@ -44,11 +45,12 @@ class Invoker:
             return await facts.function(*args, **kwargs)
         if self._threads is None:
             self._threads = Threads(self._threads_max)
-        return await self._threads.run(partial(copy_context().run, facts.function, *args, **kwargs))
+        run = partial(copy_context().run, facts.function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     async def close(self) -> None:
         """Kill the processes; threads cannot be killed and are left to end by themselves."""
         if self._processes is not None:
             await self._processes.close()
         if self._threads is not None:
-            self._threads.close()
+            self._threads.shutdown()

@@ -37,7 +37,7 @@ from durable.config import EngineSettings, PostgresSettings
 from durable.errors import DurableError, RunCancelledError
 from durable.store import LocalStore
 from durable.tasks.registry import find_task
-from durable.testing.crash import CrashingStore
+from durable.testing.crash import CrashingStore, crash_everywhere
 from tests.acceptance.contract_support import lives, until_event, until_status
 from tests.cli.workers import cli
 
@@ -822,3 +822,34 @@ def test_w29_a_key_is_good_after_the_end_and_over_processes(tmp_path: Path) -> N
     )
     run_id, result = literal_eval(output)
     assert (notes, result) == (["ran", run_id], 1)
+
+
+# --- a crash at every commit ----------------------------------------------------------------------------------------------------------
+
+
+@step(name="policy_act")
+async def act(word: str) -> str:
+    return word
+
+
+async def look_first(ctx: Context, rerun: bool) -> Any:
+    found = [await act("handler"), await act("shared")]
+    await durable.sleep(0.001)
+    await ctx.emit("looked", len(found))
+    return durable.RERUN if rerun else ["left", "right", "shared"]
+
+
+@task(name="policy_everywhere", recovery=look_first)
+async def everywhere(ctx: Context, rerun: bool) -> list[str]:
+    both = await asyncio.gather(act("left"), act("right"))
+    await ctx.emit("half")
+    await durable.sleep(0.001)
+    return [*both, await act("shared")]
+
+
+@pytest.mark.parametrize("rerun", [True, False])
+async def test_a_crash_at_every_commit_changes_no_result(rerun: bool) -> None:
+    """Of the body and of the handler: no recorded step runs again, and the outcome is the same."""
+    report = await crash_everywhere(everywhere, rerun)
+    assert report.result == ["left", "right", "shared"]
+    assert report.crashes >= 2 * report.commits

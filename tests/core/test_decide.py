@@ -488,7 +488,7 @@ def test_a_failure_without_details_can_be_read() -> None:
 
 def test_why_what_goes_on_does_not_go_on_from_its_own_beginning() -> None:
     """A timeout of the attempt before, a crash, a lease that passed; nothing where it was handed back or resumed in order."""
-    run = asked()
+    run = made(retry=Retry(3))
     give(run, Begin(), Fail(FAILURE, timed_out=True))
     assert run.recovery_reason == "timeout"
     give(run, Begin(), Recover("stale", 5))
@@ -502,7 +502,7 @@ def test_why_what_goes_on_does_not_go_on_from_its_own_beginning() -> None:
 
 
 def test_who_receives_a_signal_may_say_more_with_it() -> None:
-    run = asked()
+    run = made(retry=Retry(3))
     give(run, Begin(), Send("a", b"1", 2))
     record = only(give(run, Receive("a", CALL, {3: b"1"}, {"handler": True})))
     assert (record.head, run.signals) == ({"handler": True, "signal": 3}, [])

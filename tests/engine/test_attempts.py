@@ -277,3 +277,15 @@ async def test_an_ended_run_is_freed_without_a_collection() -> None:
             assert [each for each in gc.get_objects() if isinstance(each, Execution)] == []
         finally:
             gc.enable()
+
+
+@task(name="attempts_stopping")
+def stopping(value: str) -> str:
+    raise StopIteration(value)
+
+
+async def test_a_thread_may_raise_what_no_future_can_hold(make_app: MakeApp) -> None:
+    """A StopIteration that leaves a plain function ends the attempt, and does not leave it waiting for ever."""
+    async with make_app() as app:
+        with pytest.raises(RunFailedError, match="StopIteration"):
+            await (await app.start(stopping, "x"))
