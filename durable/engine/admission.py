@@ -19,11 +19,6 @@ REFUSED_MAX = 10_000
 Asking = tuple[StartAsked, StartBounds, "asyncio.Future[StartRefused | None]"]
 
 
-#: A run comes into being a moment after its start was let in: so much longer than the window the start counts, seconds, but not more
-#: than this part of the window.
-SETTLING_SECONDS, SETTLING_PART = 0.05, 0.05
-
-
 class SharedAdmission:
     """See `durable.guard.gate.Admission`.
 
@@ -41,8 +36,7 @@ class SharedAdmission:
 
     async def let_in(self, asked: StartAsked, bounds: StartBounds) -> StartRefused | None:
         """See `Admission.let_in`. Raises `RepositoryUnavailableError` where the store cannot be asked."""
-        bounds = _settled(bounds)
-        if (refused := self._known(asked, bounds)) is not None:
+        if (refused := self.foresee(asked, bounds)) is not None:
             return refused
         if bounds.starts is None and bounds.starts_per_user is None and not asked.waits:
             return None
@@ -54,9 +48,6 @@ class SharedAdmission:
 
     def foresee(self, asked: StartAsked, bounds: StartBounds) -> StartRefused | None:
         """See `Admission.foresee`."""
-        return self._known(asked, _settled(bounds))
-
-    def _known(self, asked: StartAsked, bounds: StartBounds) -> StartRefused | None:
         until, reason, under = self._refused.get(asked.user, (0.0, "", None))
         left = until - self._now()
         return StartRefused(reason, left) if left > 0 and under == bounds else None
@@ -88,7 +79,3 @@ class SharedAdmission:
         self._refused[user] = (until, reason, bounds)
         if len(self._refused) > REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
-
-
-def _settled(bounds: StartBounds) -> StartBounds:
-    return bounds._replace(window=bounds.window + min(SETTLING_SECONDS, bounds.window * SETTLING_PART))
