@@ -16,6 +16,11 @@ The weaknesses W18 to W29 of taskflow (section 15.2 of what was found in it), an
 | W27 | retries by the text of messages | `tests/acceptance/test_api_contract_tasks.py::test_what_ends_the_attempts_at_once` |
 | W28 | a crash resets attempts; no jitter | `test_w28_a_crash_between_attempts_resets_nothing`, `tests/core/test_retry.py` |
 | W29 | what a key promises ends with the process | `test_w29_a_key_is_good_after_the_end_and_over_processes` |
+
+What else is promised of recovery and shown elsewhere: `auto_recover=False` in
+`tests/acceptance/test_api_contract_crash.py::test_a_task_that_does_not_recover_by_itself` and
+`tests/engine/test_recovery.py::test_a_run_that_needs_its_user_waits_for_a_fresh_start`; versions over executors in
+`tests/acceptance/test_executors.py::test_a_run_of_a_version_goes_to_who_has_it_or_says_none`.
 """
 
 from __future__ import annotations
