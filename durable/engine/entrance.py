@@ -48,14 +48,16 @@ class Entrance:
         if not self._is_from_outside():
             return None
         gate, scheduler = self.gate, self._scheduler
-        if gate.is_open:
+        seeks = not create.delay and scheduler.may_seek_slot(create.user)
+        if gate.is_open and not seeks:
             gate.let_by()
             return None
         run = Run(run_id, user=create.user, priority=create.priority, created_at=self._clock.now())
         entry = Entry(run, current_identity.get())
-        has_slot = bool(create.delay) or scheduler.try_slot(entry)
-        if not has_slot and gate.bounds_queue:
-            has_slot = await scheduler.seek_slot(entry)
+        has_slot = bool(create.delay) or await scheduler.seek_slot(entry)
+        if gate.is_open:
+            gate.let_by()
+            return entry
         asked = StartAsked(run_id, create.user, not has_slot)
         try:
             if asked.waits and gate.slot_timeout is not None:

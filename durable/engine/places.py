@@ -102,7 +102,7 @@ class SharedPlaces:
     def take(self, user: str | None) -> bool:
         """See `Places.take`."""
         scopes = self._scopes(user)
-        missing = [scope for scope in scopes if self._room(scope) <= 0]
+        missing = self._missing(user)
         self.full = self._all in missing
         for scope in missing:
             if not scope.lacking:
@@ -126,11 +126,19 @@ class SharedPlaces:
                 self.found()  # others of the kind may wait in the store
         self._sort_later()
 
+    def may_come(self, user: str | None) -> bool:
+        """See `Places.may_come`."""
+        missing = self._missing(user)
+        return bool(missing) and not (self._closed or any(scope.lacking for scope in missing))
+
+    def _missing(self, user: str | None) -> list[Scope]:
+        return [scope for scope in self._scopes(user) if self._room(scope) <= 0]
+
     async def seek(self, user: str | None) -> bool:
         """See `Places.seek`."""
-        missing = [scope for scope in self._scopes(user) if self._room(scope) <= 0]
-        if self._closed or not missing or any(scope.lacking for scope in missing):
+        if not self.may_come(user):
             return False
+        missing = self._missing(user)
         for scope in missing:
             self._want(scope)
         while self._speaking is not None and any(scope.asking for scope in missing):

@@ -232,6 +232,14 @@ class Scheduler:
         user = entry.run.user
         return self.elsewhere > 0 or self._queue.ready > 0 or self._queue.is_aside(user) or self._places.is_missed(user)
 
+    def may_seek_slot(self, user: str | None) -> bool:
+        """Whether a run of this user has no slot now, but may have one after what is soon known."""
+        return (
+            self._places.may_come(user)
+            and self.running < self._slots
+            and not (self.closed or self.paused or self.elsewhere)
+        )
+
     async def seek_slot(self, entry: Entry) -> bool:
         """Take a slot for a run that begins at once, if there is one after what is soon known."""
         while not self.try_slot(entry):

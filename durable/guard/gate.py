@@ -109,8 +109,6 @@ class Gate:
         )
         #: Whether nothing bounds starts.
         self.is_open = self._bounds[:2] == (None, None) and limits.max_queued is None
-        #: Whether runs may wait for a slot, and only so many.
-        self.bounds_queue = bool(limits.max_queued)
         #: How long a start waits for a slot, where no run may wait for one; else None.
         self.slot_timeout = limits.slot_timeout if limits.max_queued == 0 else None
 

@@ -35,6 +35,10 @@ class Places(Protocol):
         """Give a place back."""
         ...
 
+    def may_come(self, user: str | None) -> bool:
+        """Whether there is no place here for this user, but it is not known that there is none at all: `seek` finds out."""
+        ...
+
     async def seek(self, user: str | None) -> bool:
         """Wait for what is known soon: whether there is a place for this user after all. False: there is none, as far as is known."""
         ...
@@ -95,8 +99,12 @@ class LocalPlaces:
             else:
                 del self._by_user[user]
 
-    async def seek(self, user: str | None) -> bool:
+    def may_come(self, user: str | None) -> bool:
         """All is known here."""
+        return False
+
+    async def seek(self, user: str | None) -> bool:
+        """The same."""
         return False
 
     def is_missed(self, user: str | None) -> bool:

@@ -88,7 +88,7 @@ async def hold(word: str, gate: str) -> str:
 
 
 @shape
-async def steps(word: str, seconds: float = 0.01) -> list[str]:
+async def steps(word: str, seconds: float = 0.05) -> list[str]:
     return [await act(f"{word}.{number}", seconds) for number in range(3)]
 
 
