@@ -212,16 +212,22 @@ class LocalStore:
     async def _prepare(self, flusher: Flusher, units: Sequence[Unit]) -> None:
         if flusher.full:
             await flusher.room()
-        missing, keys = self._overlay.missing(units)
-        for user, key in keys:
-            holder = await self._answers.find_key(user, key)
-            if holder is not None:
-                raise ConflictError(f"key {key!r} belongs to run {holder.run_id} already; find it by its key", key=key)
-        if missing:
+        while any(
+            asked := self._overlay.missing(units)
+        ):  # what was here may have gone to the repository while that was asked
+            missing, keys = asked
+            for user, key in keys:
+                holder = await self._answers.find_key(user, key)
+                if holder is not None:
+                    raise ConflictError(
+                        f"key {key!r} belongs to run {holder.run_id} already; find it by its key", key=key
+                    )
             if not self._going.isdisjoint(missing):
                 async with self._pruning:
                     pass
             await self._answers.load(missing)
+            if any(run_id not in self._overlay.entries for run_id in missing):
+                return  # there is no such run, as `_append` says
 
     def _append(self, flusher: Flusher, units: Sequence[Unit]) -> Commit:
         if self._log is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -302,6 +302,33 @@ async def test_a_query_in_the_middle_of_a_flush_misses_nothing(open_store: Opene
     assert ids(await asking) == [1, 2, 3]
     assert ids(await due) == [2]
     assert await next_due == NOW + 6
+
+
+class SlowFinder(MemoryRepository):
+    """Tells of runs when a gate is open."""
+
+    gate: asyncio.Event | None = None
+
+    async def find(self, run_ids: Sequence[str]) -> dict[str, Run]:
+        found = await super().find(run_ids)
+        if self.gate is not None:
+            await self.gate.wait()
+        return found
+
+
+async def test_a_run_that_leaves_memory_while_another_is_looked_up_is_looked_up_too(open_store: Opener) -> None:
+    """Of two closed runs in one commit one was flushed, and let go, while the repository was asked for the other."""
+    repository = SlowFinder()
+    store = await open_store(flush=FlushSettings(interval_seconds=0.02), repository=repository)
+    await store.commit([finished(1)])
+    await until(lambda: flushed(store) and run_id(1) not in store._overlay.entries)
+    await store.commit([finished(2)])
+    repository.gate = asyncio.Event()
+    committing = asyncio.ensure_future(store.commit([[record(2, 5, Kind.DISCARDED)], [record(1, 5, Kind.DISCARDED)]]))
+    await until(lambda: flushed(store) and run_id(2) not in store._overlay.entries)
+    repository.gate.set()
+    await committing
+    assert [len(await store.history(run_id(number))) for number in (1, 2)] == [5, 5]
 
 
 async def test_what_is_due_is_found_among_many_that_are_asleep(open_store: Opener) -> None:
