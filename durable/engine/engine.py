@@ -186,11 +186,10 @@ class Engine:
         parts.scheduler.close()
         if self._bringing is not None:
             self._bringing.cancel()
-        await parts.keeper.close()
+        stopping = [parts.keeper.close(), parts.residence.close(), parts.closing.stop()]
         if parts.sharing is not None:
-            await parts.sharing.stop()
-        await parts.residence.close()
-        await parts.closing.stop()
+            stopping.append(parts.sharing.stop())
+        await asyncio.gather(*stopping)  # beside one another: each may wait for a database that hangs
         self._given.hub.wake_all()
         try:
             await stop_bodies(parts.table, settings, settings.shutdown_grace_seconds if grace is None else grace)

@@ -116,9 +116,7 @@ class Sharing:
             event.set()
         if self._execute:
             await self.table.released()
-            await self.places.close()
-            for lease in self._leases:
-                await lease.close()
+            await asyncio.gather(self.places.close(), *(lease.close() for lease in self._leases))
             self.store.notify(work=True)
 
     def task_defined(self) -> None:
