@@ -19,6 +19,8 @@ from durable.store.shared import Notice
 
 #: Notices are sent at once, but no more often than this: what comes in between is gathered, and sent together.
 GATHER_SECONDS = 0.005
+#: How long closing waits for the last notices to be sent.
+CLOSE_SECONDS = 2.0
 #: PostgreSQL takes less than 8,000 bytes.
 PAYLOAD_BYTES = 7_500
 #: More runs than these are no hint any more: everybody is to look at all of them.
@@ -62,12 +64,14 @@ class Notices:
             self._timer.cancel()
             self._begin()
         if self._sending is not None:
-            await asyncio.wait([self._sending])
-        listening, self._listening = self._listening, []
-        for task in listening:
+            await asyncio.wait([self._sending], timeout=CLOSE_SECONDS)
+        ending, self._listening = self._listening, []
+        if self._sending is not None:  # to a server that hangs
+            ending.append(self._sending)
+        for task in ending:
             task.cancel()
-        if listening:
-            await asyncio.wait(listening)
+        if ending:
+            await asyncio.wait(ending)
 
     # -- sending
 
@@ -100,7 +104,7 @@ class Notices:
         payloads = list(self._payloads())
         # A notice that cannot be sent is one that got lost.
         with suppress(psycopg.Error, OSError, StorageError, ConfigError):
-            async with self._sessions.connection() as session:
+            async with self._sessions.connection() as session, session.answered():
                 await session.execute(
                     "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS n (payload)", (self._channel, payloads)
                 )

@@ -70,8 +70,15 @@ class Queries:
     @asynccontextmanager
     async def _cursor(self) -> AsyncIterator[AsyncCursor[Any]]:
         async with self._sessions.connection() as session:
-            with self._sessions.translated():
-                yield session.cursor(binary=True)
+            try:
+                # The server's own time-out does not run in a server that hangs.
+                async with asyncio.timeout(session.answer_seconds):
+                    with self._sessions.translated():
+                        yield session.cursor(binary=True)
+            except TimeoutError as error:
+                raise RepositoryUnavailableError(
+                    f"the database did not answer within {session.answer_seconds} s (twice postgres.statement_seconds)"
+                ) from error
 
     # -- the questions of `Store`
 
