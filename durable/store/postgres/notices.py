@@ -70,8 +70,8 @@ class Notices:
             ending.append(self._sending)
         for task in ending:
             task.cancel()
-        if ending:
-            await asyncio.wait(ending)
+        if ending:  # the driver waits 10 s for the answer to a cancel: where none comes, it ends by itself
+            await asyncio.wait(ending, timeout=CLOSE_SECONDS)
 
     # -- sending
 
