@@ -32,7 +32,6 @@ from durable.errors import (
     StorageError,
     TransitionError,
 )
-from durable.events.hub import StreamStats
 from durable.observe.observer import Observer
 from durable.store.base import Store
 from durable.tasks.child import Child, register_children
@@ -322,10 +321,6 @@ class Engine:
     ) -> AsyncGenerator[Record]:
         """All records above `after`: those that are there, then live ones, until the run has ended."""
         return self._reading.records(run_id, after, steps=steps, heartbeat=heartbeat)
-
-    def streams(self) -> StreamStats:
-        """How much is followed."""
-        return self._given.hub.statistics()
 
     async def children_of(self, run_id: str) -> Sequence[Run]:
         """The runs that this run started, in order; not the one that is its coordinator."""

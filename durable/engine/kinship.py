@@ -33,7 +33,7 @@ from durable.engine.holding import HoldingTable
 from durable.engine.pipeline import Pipeline, Target, Wish
 from durable.engine.scheduler import Scheduler
 from durable.engine.services import matching, patiently
-from durable.engine.starting import Parentage, Starter, creation, require_same
+from durable.engine.starting import Parentage, Starter, require_same
 from durable.engine.table import Table
 from durable.errors import ConflictError, LimitError, PayloadTooLargeError, RunNotFoundError
 from durable.store.base import Store
@@ -125,8 +125,7 @@ class Kinship:
         # What the body returned goes on as it is stored: the children in it are references, which the coordinator's start resolves.
         value = b"[%s]" % run.result if parameter.kind is parameter.VAR_POSITIONAL else run.result
         encoded = b"{%s:%s}" % (json.dumps(parameter.name).encode(), value or b"null")
-        create = creation(task, options, encoded, run.user)
-        create.timeout = create.timeout or self._settings.default_timeout_seconds
+        create = self.starter.creation(task, options, encoded, run.user)
         create.attached = create.joined = True
         create.trace = run.attempt_trace
         run_id = self.starter.make_id(run.run_id)

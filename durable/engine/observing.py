@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
@@ -48,8 +47,6 @@ class Tally:
     def __init__(self) -> None:
         #: Durable records, by kind.
         self.records = [0] * (max(Kind) + 1)
-        #: Starts that were not let in, by reason.
-        self.refusals: Counter[str] = Counter()
         self.scans = self.found = 0
         #: Batches written into the tables, and their records.
         self.batches = self.entries = 0
@@ -315,7 +312,6 @@ class Observing:
 
     def refused(self, reason: str, task_name: str, user: str | None) -> None:
         """A start was not let in."""
-        self.tally.refusals[reason] += 1
         refusal = Refusal(task_name=task_name, user=user, reason=reason)
         for some in self._observers:
             self._call(some, "on_refused", refusal)

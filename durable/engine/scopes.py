@@ -30,7 +30,7 @@ def step_key(run_id: str, call: Call) -> str:
 
 
 class StepScope:
-    """Code inside a step, or inside a recovery handler."""
+    """Code inside a step."""
 
     __slots__ = (
         "_clock", "_entropy", "_host", "attempt", "call", "label", "replaying", "run_id", "task_name", "transaction",

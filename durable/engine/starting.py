@@ -126,13 +126,22 @@ class Starter:
         if user is None and parent is not None:
             user = parent.run.user
         encoded = self._codec.encode(arguments, task.facts.input_hint, f"the input of task {task.name!r}")
-        create = creation(task, options, encoded, user)
-        create.timeout = create.timeout or self._timeout
+        create = self.creation(task, options, encoded, user)
         create.key = self._key(task, options, arguments, user)
         if create.key is not None:
             essential = task.facts.essential(arguments)
             create.fingerprint = sha256(self._codec.canonical([task.name, essential])).hexdigest()
         return create
+
+    def creation(self, task: TaskDefinition, options: StartOptions, encoded: bytes, user: str | None) -> Create:
+        """What brings a run of the task into being; options go before the task's own settings."""
+        return Create(
+            task.name, encoded, version=task.version, user=user,
+            priority=options.priority if options.priority is not None else task.priority,
+            retry=options.retry or (task.retry if task.retry is not ONCE else None),
+            timeout=options.timeout or task.timeout or self._timeout,
+            delay=options.delay if options.delay is not None else task.delay,
+        )  # fmt: skip
 
     def _key(
         self, task: TaskDefinition, options: StartOptions, arguments: dict[str, Any], user: str | None
@@ -332,17 +341,6 @@ def require_same(create: Create, run_id: str, task: str, fingerprint: str) -> No
             f"{'with another input' if task == create.task else f'and not of {create.task!r}'}; use another key, or the same input",
             key=create.key,
         )
-
-
-def creation(task: TaskDefinition, options: StartOptions, encoded: bytes, user: str | None) -> Create:
-    """What brings a run of the task into being; options go before the task's own settings."""
-    return Create(
-        task.name, encoded, version=task.version, user=user,
-        priority=options.priority if options.priority is not None else task.priority,
-        retry=options.retry or (task.retry if task.retry is not ONCE else None),
-        timeout=options.timeout or task.timeout,
-        delay=options.delay if options.delay is not None else task.delay,
-    )  # fmt: skip
 
 
 async def _validate(task: TaskDefinition, arguments: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ async def take_stats(given: Given, parts: Parts, *, opened_at: float, is_closing
         recovering=scheduler.recoveries.inside + scheduler.recoveries.waiting,
         subscribers=streams.subscribers,
         totals=Totals.of(tally),
-        rejections=dict(tally.refusals),
+        rejections=dict(parts.gate.counts.refused),
         dead_letters=await given.observing.dead_letters(),
         streams=streams,
         written=Written(backlog_records=health.backlog_records, batches=tally.batches, entries=tally.entries),

@@ -186,14 +186,12 @@ class Reader:
         after: the `seq` after which to begin.
     """
 
-    __slots__ = ("_at", "_born", "_page", "_placed", "after", "overflows", "ring")
+    __slots__ = ("_at", "_born", "_page", "_placed", "after", "ring")
 
     def __init__(self, ring: Ring, after: int) -> None:
         self.ring = ring
         #: The last `seq` that was read.
         self.after = after
-        #: How often it was left behind, and had to go on in the store.
-        self.overflows = 0
         self._page: Sequence[Record] = ()
         self._at, self._born = ring.start, ring.end
         self._placed = False

@@ -212,9 +212,8 @@ class LocalStore:
     async def _prepare(self, flusher: Flusher, units: Sequence[Unit]) -> None:
         if flusher.full:
             await flusher.room()
-        while any(
-            asked := self._overlay.missing(units)
-        ):  # what was here may have gone to the repository while that was asked
+        # Again and again: what was here may have gone to the repository while that was asked for the rest.
+        while any(asked := self._overlay.missing(units)):
             missing, keys = asked
             for user, key in keys:
                 holder = await self._answers.find_key(user, key)

@@ -106,7 +106,7 @@ class Tail:
 
 
 def streams(app: Durable) -> StreamStats:
-    return app.engine.streams()
+    return app.engine.parts.services.hub.statistics()
 
 
 async def nobody_reads(app: Durable) -> None:
