@@ -14,7 +14,7 @@ from durable.cli.deciding import PATIENCE_SECONDS, application, decide, no_answe
 from durable.cli.looking import run_json
 from durable.cli.target import Target, opened, pages
 from durable.cli.terminal import clipped, complain, counted, escaped, moment, print_table, to_json
-from durable.core.query import RunFilter
+from durable.core.query import RunFilter, by_death
 from durable.core.run import Run
 from durable.errors import ConfigError, LimitError, RunNotFoundError, StorageError, TransitionError
 from durable.store.base import Store
@@ -39,7 +39,7 @@ async def dead_letters(args: Namespace) -> int:
 async def _letters(store: Store, task: str | None) -> list[Run]:
     """Dead letters, the oldest first."""
     found = [run async for page in pages(store, RunFilter(dead=True, task=task)) for run in page]
-    return sorted(found, key=lambda run: (run.ended_at or 0.0, run.run_id))
+    return sorted(found, key=by_death)
 
 
 async def _list(args: Namespace) -> int:

@@ -11,6 +11,11 @@ from durable.core.run import Run
 from durable.core.status import Status
 
 
+def by_death(run: Run) -> tuple[float, str]:
+    """The order of dead letters: first the one that died first."""
+    return run.ended_at or 0.0, run.run_id
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
     """Which runs a query wants. None means any.

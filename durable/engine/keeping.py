@@ -11,12 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from itertools import islice
-from operator import itemgetter
 
 from durable.clock import Clock, Entropy, fraction_of
 from durable.config import Limits, RetentionSettings
 from durable.core.commands import Command, Discard
-from durable.core.query import RunFilter
+from durable.core.query import RunFilter, by_death
 from durable.core.run import Run
 from durable.engine.services import matching
 from durable.errors import DurableError, RunNotFoundError, ShuttingDownError, TransitionError
@@ -140,8 +139,8 @@ class Keeper:
                 break  # those that are left changed meanwhile: at the next look it is known how
             if not self._oldest:
                 has_read = True
-                ages = [(run.ended_at, run.run_id) async for run in matching(self._store, LETTERS)]
-                self._oldest = dict.fromkeys(run_id for _, run_id in sorted(ages, key=itemgetter(0, 1)))
+                deaths = [by_death(run) async for run in matching(self._store, LETTERS)]
+                self._oldest = dict.fromkeys(run_id for _, run_id in sorted(deaths))
             some = list(islice(self._oldest, count - most))
             for run_id in some:
                 del self._oldest[run_id]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from operator import itemgetter
 from typing import Any
 
-from durable.core.query import RunFilter
+from durable.core.query import RunFilter, by_death
 from durable.core.run import Run
 from durable.engine.engine import Engine
 from durable.engine.services import matching
@@ -36,9 +37,9 @@ class DeadLetters:
     async def list(self, *, task: Task[..., Any] | str | None = None) -> AsyncIterator[RunInfo]:
         """All dead letters, or those of one task; first the one that died first."""
         self._engine.check_readable()
-        letters = [(run.ended_at, run.run_id, RunInfo.of(run)) async for run in self._matching(task)]
-        letters.sort(key=lambda letter: letter[:2])
-        for *_, letter in letters:
+        letters = [(by_death(run), RunInfo.of(run)) async for run in self._matching(task)]
+        letters.sort(key=itemgetter(0))
+        for _, letter in letters:
             yield letter
 
     async def count(self, *, task: Task[..., Any] | str | None = None) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from durable.core.query import RunFilter
+from durable.core.query import RunFilter, by_death
 from durable.core.run import Run
 from durable.core.status import Status
 
@@ -91,3 +91,9 @@ def test_an_empty_text_is_a_wish() -> None:
 def test_limit_is_for_the_store() -> None:
     """How many are wanted says nothing about one run."""
     assert RunFilter(limit=0).matches(RUN)
+
+
+def test_dead_letters_stand_in_the_order_of_their_death() -> None:
+    """Of two that died at the same moment, first the one that was created first."""
+    runs = [Run("c", ended_at=2.0), Run("b", ended_at=1.0), Run("a", ended_at=2.0)]
+    assert [run.run_id for run in sorted(runs, key=by_death)] == ["b", "a", "c"]
