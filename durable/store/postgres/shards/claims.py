@@ -5,25 +5,22 @@ Law: no shard's runs wait for those of another, and one that is away keeps nobod
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Any
 
 from durable.errors import StorageError
-from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.fan import Fanned
 from durable.store.shared import Claimed, Known, UserBounds
 
 
-class Claiming:
+class Claiming(Fanned):
     """The part of a `ShardedStore` that claims."""
 
-    @property
-    def _fan(self) -> Fan[Any]:
-        raise NotImplementedError
-
+    @abstractmethod
     def _let_go(self) -> None:
-        raise NotImplementedError
+        """Have runs let go of that could not be when they were to."""
 
     async def claim(self, known: Sequence[Known], limit: int, now: float, users: UserBounds | None = None) -> Claimed:
         """See `SharedStore.claim`. Each shard has an equal share of the limit, and a shard that gets none is asked when some is left."""

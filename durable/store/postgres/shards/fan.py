@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,15 @@ logger = logging.getLogger("durable.store")
 S = TypeVar("S")
 T = TypeVar("T")
 Ask = Callable[[], Awaitable[T]]
+
+
+class Fanned(ABC):
+    """A part of the store that consists of shards."""
+
+    @property
+    @abstractmethod
+    def _fan(self) -> Fan[Any]:
+        """The shards."""
 
 
 class Fan(Generic[S]):

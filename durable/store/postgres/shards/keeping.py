@@ -6,23 +6,16 @@ from it, but for what its runs may still look to.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from durable.core.query import RunFilter
 from durable.errors import RepositoryUnavailableError
-from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.fan import Fanned
 
 
-class Keeping(ABC):
-    """A part of `ShardedStore`."""
-
-    @property
-    @abstractmethod
-    def _fan(self) -> Fan[Any]:
-        """The shards."""
+class Keeping(Fanned):
+    """The part of a `ShardedStore` that counts and forgets."""
 
     async def count(self, wanted: RunFilter) -> int:
         """See `Store.count`."""

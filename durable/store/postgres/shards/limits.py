@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from durable.store.postgres.ledger import NOTHING_ELSEWHERE, Ledger, Waiting
-from durable.store.postgres.shards.fan import Fan
+from durable.store.postgres.shards.fan import Fanned
 from durable.store.shared import StartAsked, StartBounds, StartRefused
 
 
-class Limited:
+class Limited(Fanned):
     """The part of a `ShardedStore` that asks the ledger. Raises `RepositoryUnavailableError` while the first shard is away."""
-
-    @property
-    def _fan(self) -> Fan[Any]:
-        raise NotImplementedError
 
     async def let_in(self, asked: Sequence[StartAsked], bounds: StartBounds) -> list[StartRefused | None]:
         """See `SharedStore.let_in`. What waits on a shard that is away is not counted: it cannot begin either."""
